@@ -1,0 +1,19 @@
+"""Coil sensitivity maps and image phase, from the calibration lines (ACS) of the undersampled scan itself.
+
+Maps are *uncropped* and normalised everywhere, sum_c |S_c|^2 = 1: pixels outside the object stay supervised. The
+low-resolution phase of the scan is absorbed into the maps by default: x -> x exp(-i phase), S_c -> S_c exp(i phase), so
+that S_c x does not change and what is left in x is nearly real.
+
+    find_acs            mask -> the calibration region
+    estimate_coil_maps  k-space and mask -> maps, by ESPIRiT (torch, sigpy or BART) or a fall-back, with warnings
+    espirit             the estimator itself
+    absorb_phase        maps and k-space -> maps that hold the phase
+"""
+
+from __future__ import annotations
+
+from ambient_mri.coil_maps.acs import AcsRegion, absorb_phase, find_acs
+from ambient_mri.coil_maps.calibration import espirit
+from ambient_mri.coil_maps.estimate import CoilMaps, estimate_coil_maps
+
+__all__ = ["AcsRegion", "CoilMaps", "absorb_phase", "espirit", "estimate_coil_maps", "find_acs"]

@@ -1,0 +1,148 @@
+r"""Augmentations that commute with the physics: the augmented measurement is the measurement of the augmented image.
+
+    y = P F S x.     shift by s pixels:   F x_s = ramp_s F x,  ramp_s[j] = exp(-2 pi i (j - n//2) s / n),  S shifted too
+                     reflection about the centre pixel:  commutes with the centred F, axis by axis; S reflected too
+                     phase, intensity:    y and noise_std are multiplied, S stays
+
+P stays what it was: measurements are reflected along an axis only where the mask does not vary along it, and shifted without
+touching the mask. Axes that are not Fourier-transformed (hybrid space, ``Measurement.axes``) are shifted as images are.
+All draws come from one generator a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ambient_mri._checks import require
+from ambient_mri.measurement import Measurement
+from ambient_mri.tensors import rand_rows
+
+__all__ = ["Augmentation", "Transform", "apply_to_images", "apply_to_measurement"]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What happens to each row.
+
+    Attributes:
+        flip: (b, 2) bool, reflection about the centre pixel n//2 along rows and columns.
+        shift: (b, 2) int64, cyclic shift in whole pixels, after the reflection.
+        factor: (b,) complex64, global phase and intensity.
+    """
+
+    flip: Tensor
+    shift: Tensor
+    factor: Tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The law of the augmentations.
+
+    Attributes:
+        flip: Reflect with probability 1/2: measurements along the readout, images along both axes.
+        shift: Largest shift, as a share of the matrix size.
+        phase: Random global phase.
+        intensity: Range of the intensity factor, log-uniform.
+    """
+
+    flip: bool = True
+    shift: float = 0.06
+    phase: bool = True
+    intensity: tuple[float, float] = (0.7, 1.4)
+
+    def __post_init__(self) -> None:
+        low, high = self.intensity
+        require(0 < low <= high, f"intensity must be two positive numbers, the smaller first; got {tuple(self.intensity)}.")
+        require(0 <= self.shift < 0.5, f"shift must be a share of the matrix size in [0, 0.5); got {self.shift}.")
+
+    def draw(
+        self, size: tuple[int, int], flip_axes: Sequence[int], generators: Sequence[torch.Generator]
+    ) -> Transform:
+        """One transform a row, for images of ``size``; only axes in ``flip_axes`` (-2, -1) are reflected."""
+        uniform = rand_rows(generators, 6)
+        allowed = torch.tensor([self.flip and axis in flip_axes for axis in (-2, -1)], device=uniform.device)
+        reach = torch.tensor([math.floor(self.shift * n) for n in size], device=uniform.device)
+        low, high = math.log(self.intensity[0]), math.log(self.intensity[1])
+        modulus = torch.exp(low + (high - low) * uniform[:, 4])
+        angle = 2 * math.pi * uniform[:, 5] * self.phase
+        return Transform(
+            flip=(uniform[:, :2] < 0.5) & allowed,
+            shift=torch.floor(uniform[:, 2:4] * (2 * reach + 1)).long() - reach,
+            factor=torch.polar(modulus, angle),
+        )
+
+    def measurements(self, m: Measurement, generators: Sequence[torch.Generator]) -> Measurement:
+        """A batch of measurements, augmented."""
+        readout = [axis for axis in (-2, -1) if m.mask.shape[axis] == 1]
+        return apply_to_measurement(m, self.draw(m.image_shape, readout, generators))
+
+    def images(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """A batch of complex images (b, 1, H, W), augmented."""
+        return apply_to_images(images, self.draw((images.shape[-2], images.shape[-1]), (-2, -1), generators))
+
+
+def apply_to_images(images: Tensor, transform: Transform) -> Tensor:
+    """Images (b, c, H, W) reflected, shifted and multiplied, row by row."""
+    return _move(images, transform) * transform.factor.to(images.device)[:, None, None, None]
+
+
+def apply_to_measurement(m: Measurement, transform: Transform) -> Measurement:
+    """The measurement of the transformed image.
+
+    Raises:
+        AmbientMRIError: If a row is to be reflected along an axis that its mask varies along.
+    """
+    for axis in (-2, -1):
+        constant = m.mask.shape[axis] == 1
+        require(
+            constant or not bool(transform.flip[:, axis].any()),
+            f"the mask {tuple(m.mask.shape)} varies along axis {axis}: its measurement cannot be reflected there.",
+        )
+    y = m.y
+    for axis in (-2, -1):
+        size = y.shape[axis]
+        flip, shift = transform.flip[:, axis], transform.shift[:, axis]
+        if axis in m.axes:
+            y = _gather(y, axis, flip, torch.zeros_like(shift)) * _ramp(shift, size, axis, y)
+        else:
+            y = _gather(y, axis, flip, shift)
+    factor = transform.factor.to(y.device)
+    modulus = factor.abs()
+    return replace(
+        m,
+        y=y * factor[:, None, None, None],
+        coil_maps=None if m.coil_maps is None else _move(m.coil_maps, transform),
+        noise_std=m.noise_std * modulus,
+        scale=m.scale / modulus,
+    )
+
+
+def _move(x: Tensor, transform: Transform) -> Tensor:
+    for axis in (-2, -1):
+        x = _gather(x, axis, transform.flip[:, axis], transform.shift[:, axis])
+    return x
+
+
+def _gather(x: Tensor, axis: int, flip: Tensor, shift: Tensor) -> Tensor:
+    """x[i] -> x[ (2c - (i - s)) mod n ] where flipped, x[ (i - s) mod n ] elsewhere, c = n//2, one (flip, s) a row."""
+    if not bool(flip.any()) and not bool(shift.any()):
+        return x
+    size = x.shape[axis]
+    position = torch.arange(size, device=flip.device)[None] - shift[:, None]
+    position = torch.where(flip[:, None], 2 * (size // 2) - position, position) % size
+    rows = [row.index_select(row.ndim + axis, index) for row, index in zip(x, position.to(x.device), strict=True)]
+    return torch.stack(rows)
+
+
+def _ramp(shift: Tensor, size: int, axis: int, like: Tensor) -> Tensor:
+    """exp(-2 pi i (j - n//2) s / n) along ``axis``, (b, 1, n, 1) or (b, 1, 1, n)."""
+    frequency = torch.arange(size, dtype=torch.float64, device=shift.device) - size // 2
+    turns = torch.remainder(frequency[None] * shift[:, None].double(), size) / size
+    ramp = torch.polar(torch.ones_like(turns), -2 * math.pi * turns).to(like.device, like.dtype)
+    return ramp[:, None, :, None] if axis == -2 else ramp[:, None, None, :]

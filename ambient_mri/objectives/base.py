@@ -1,0 +1,42 @@
+"""What an objective is: a loss on a batch, given a model and one random stream a row. It has no state and no
+optimiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Loss", "Objective"]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss and what is worth logging beside it.
+
+    Attributes:
+        value: Scalar, to be minimised.
+        logs: Plain scalars.
+    """
+
+    value: Tensor
+    logs: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """A loss on a batch.
+
+    Attributes:
+        kind: ``"ambient"`` if the model is a ConditionalDenoiser and batches are Measurements, ``"clean"`` if the
+            model is a Denoiser and batches are images.
+    """
+
+    kind: str
+
+    def __call__(self, model: nn.Module, batch: Any, generators: Sequence[torch.Generator]) -> Loss:
+        """The loss of ``model`` on ``batch``, row ``i`` drawing its noise from ``generators[i]``."""
+        ...

@@ -1,0 +1,205 @@
+"""Prior: a trained denoiser with everything that is needed to use it, as a folder of two files.
+
+    weights.safetensors      EMA weights, bf16 or float32
+    prior.json               kind, architecture, sigma range, sd, error curve, scale rule, sampling law, data,
+    versions, licence
+
+Loading runs no pickled code and needs neither Lightning nor Hydra.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ambient_mri._checks import PriorError, check_option, require
+from ambient_mri.denoiser import CleanDenoiser, ConditionalDenoiser, Denoiser, ProfileEncoder
+from ambient_mri.networks import UNet
+
+__all__ = ["FORMAT_VERSION", "Prior", "build_model", "load_prior"]
+
+FORMAT_VERSION = 1
+NETWORKS: dict[str, type[nn.Module]] = {"UNet": UNet}
+
+
+@dataclass
+class Prior:
+    """A trained prior.
+
+    Attributes:
+        model: A Denoiser (``kind == "clean"``) or a ConditionalDenoiser (``kind == "ambient"``).
+        kind: ``"clean"`` or ``"ambient"``.
+        architecture: Plain data that :func:`build_model` turns into the model again.
+        metadata: Provenance: data, sampling law, scale rule, versions, licence, metrics, ...
+        name: For messages and files.
+    """
+
+    model: Denoiser | ConditionalDenoiser
+    kind: str
+    architecture: dict[str, Any]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    name: str = "prior"
+
+    def __post_init__(self) -> None:
+        check_option("kind", self.kind, ("clean", "ambient"))
+
+    def __repr__(self) -> str:
+        count = sum(p.numel() for p in self.model.parameters())
+        return f"Prior({self.name!r}, kind={self.kind!r}, {count / 1e6:.1f} M parameters, sd={self.model.sd:.3f})"
+
+    def to(self, device: torch.device | str) -> Prior:
+        """Move the model, in place; returns itself."""
+        self.model.to(device)
+        return self
+
+    def save(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
+        """Write the prior folder, each file atomically.
+
+        Args:
+            folder: Made if missing.
+            dtype: Of the stored weights; bfloat16 halves the size and costs nothing that a sampler can see.
+        """
+        from safetensors.torch import save
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.model.state_dict().items()}
+        _write_atomically(folder / "weights.safetensors", save(tensors))
+        card: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "name": self.name,
+            "kind": self.kind,
+            "noise_domain": getattr(self.model, "noise_domain", "image"),
+            "architecture": self.architecture,
+            "error_curve": _curve(self.model),
+            **self.metadata,
+        }
+        _write_atomically(folder / "prior.json", json.dumps(card, indent=2, sort_keys=False).encode())
+        return folder
+
+
+def build_model(architecture: Mapping[str, Any]) -> Denoiser | ConditionalDenoiser:
+    """The untrained model that an ``architecture`` describes.
+
+    Args:
+        architecture: ``{"kind": "clean" | "ambient", "network": {"name": "UNet", ...arguments}, "sd": ...,
+            "sigma_min": ..., "sigma_max": ..., "profile_bins": 32, ...}``. Further keys of an ambient model: ``e0``,
+            ``cg_iterations``.
+
+    Raises:
+        PriorError: For an unknown network or kind.
+    """
+    settings = dict(architecture)
+    kind, network = settings.pop("kind"), dict(settings.pop("network"))
+    name = network.pop("name", "UNet")
+    require(name in NETWORKS, f"unknown network {name!r}; this version knows {', '.join(NETWORKS)}.", PriorError)
+    require(kind in ("clean", "ambient"), f"kind must be 'clean' or 'ambient'; got {kind!r}.", PriorError)
+    profile = ProfileEncoder(settings.pop("profile_bins", 32))
+    image_channels = settings.pop("image_channels", 2)
+    net = NETWORKS[name](2 * image_channels, image_channels, condition_dim=profile.dim, **network)
+    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if kind == "clean":
+        return CleanDenoiser(net, profile=profile, **settings)
+    return ConditionalDenoiser(net, profile=profile, **settings)
+
+
+def load_prior(source: str | Path | Prior, *, device: torch.device | str = "cpu") -> Prior:
+    """Load a prior by name (one that ships with the package), or from a folder.
+
+    Raises:
+        PriorError: If nothing of that name exists, a file is missing or damaged, or the format is newer than this
+            version.
+    """
+    if isinstance(source, Prior):
+        return source.to(device)
+    folder = _find(source)
+    card = _read_card(folder)
+    model = build_model(card["architecture"])
+    _load_weights(model, folder / "weights.safetensors")
+    curve = card.get("error_curve")
+    if curve and isinstance(model, Denoiser):
+        model.set_error_curve(torch.tensor(curve["sigma"]), torch.tensor(curve["error"]))
+    reserved = ("format_version", "name", "kind", "architecture", "error_curve", "noise_domain")
+    metadata = {k: v for k, v in card.items() if k not in reserved}
+    model.eval().requires_grad_(False).to(device)
+    return Prior(model, card["kind"], card["architecture"], metadata, card.get("name", folder.name))
+
+
+def shipped_priors() -> tuple[str, ...]:
+    """Names of the priors that ship with the package."""
+    root = resources.files("ambient_mri").joinpath("priors")
+    return tuple(sorted(p.name for p in root.iterdir() if p.is_dir())) if root.is_dir() else ()
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source).expanduser()
+    if (path / "prior.json").is_file():
+        return path
+    shipped = shipped_priors()
+    if str(source) in shipped:
+        return Path(str(resources.files("ambient_mri").joinpath("priors", str(source))))
+    known = f"this version ships {', '.join(shipped)}" if shipped else "this version ships none"
+    if path.is_dir():
+        raise PriorError(f"{path} is not a prior folder: it has no prior.json. Training writes one at RUN/prior.")
+    raise PriorError(f"no prior {str(source)!r}: it is neither a folder nor a shipped name ({known}).")
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    try:
+        card = json.loads((folder / "prior.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise PriorError(f"{folder / 'prior.json'} cannot be read: {error}. Export the prior again.") from error
+    missing = [k for k in ("format_version", "kind", "architecture") if k not in card]
+    require(not missing, f"{folder / 'prior.json'} lacks {', '.join(missing)}. Export the prior again.", PriorError)
+    require(
+        card["format_version"] <= FORMAT_VERSION,
+        f"{folder} has format {card['format_version']}, newer than this version reads ({FORMAT_VERSION}). "
+        "Update ambient-mri.",
+        PriorError,
+    )
+    return card
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    require(path.is_file(), f"{path} is missing: the prior folder is incomplete.", PriorError)
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise PriorError(f"{path} is damaged or truncated ({error}). Copy or export the prior again.") from error
+    weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise PriorError(f"{path} does not fit the architecture in prior.json: {error}") from error
+
+
+def _curve(model: nn.Module) -> dict[str, list[float]] | None:
+    if not isinstance(model, Denoiser) or model.error_sigmas.numel() == 0:
+        return None
+    return {"sigma": model.error_sigmas.tolist(), "error": model.error_values.tolist()}
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

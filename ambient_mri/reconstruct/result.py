@@ -1,0 +1,153 @@
+"""What a reconstruction returns, and how it is shown and stored."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+__all__ = ["Reconstruction", "ReconstructionWarning", "Solution"]
+
+
+class ReconstructionWarning(UserWarning):
+    """A reconstruction that could be made, but that its user should look at with care."""
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """The outcome of :func:`~ambient_mri.reconstruct.solve`, on the CPU.
+
+    Attributes:
+        mean: (b, 1, H, W) mean of the samples.
+        std: Standard deviation of the samples (of both parts together, where complex); None for a single sample.
+        samples: (b, samples, 1, H, W).
+        residual: (b,) chi^2 = ||y - A x||^2 / (m noise_std^2), mean over the samples; near 1 for honest samples, NaN where
+            noise_std is 0.
+        settings: Everything that made it, as plain data.
+    """
+
+    mean: Tensor
+    std: Tensor | None
+    samples: Tensor
+    residual: Tensor
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """A reconstructed volume, or some of its slices; raw units, before the crop to the scan's image size.
+
+    Attributes:
+        mean: (slices, H, W) complex64, mean of the samples.
+        std: (slices, H, W) float32, standard deviation of the complex samples; None for a single sample.
+        samples: (slices, samples, H, W) complex64.
+        residual: (slices,) chi^2 = ||y - A x||^2 / (m noise_std^2), mean over the samples; near 1 for honest samples, NaN
+            where noise_std is 0.
+        zero_filled: (slices, H, W) complex64, A^H y.
+        mask: (slices or 1, 1, H or 1, W or 1) bool.
+        phase: (slices, H, W) radians: the low-resolution phase that was moved into the coil maps, so that the prior did not
+            have to explain it; ``mean`` and ``samples`` have it again.
+        scale: Raw units per unit of the prior.
+        noise_std: (slices,) level that the sampler used, per real part, raw units.
+        recon_shape: Rows and columns after the centre crop.
+        affine: (4, 4), (row, column, slice) of the cropped image to mm, where the file knows it.
+        name: Of the scan.
+        settings: Everything that made it, as plain data.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray | None
+    samples: np.ndarray
+    residual: np.ndarray
+    zero_filled: np.ndarray
+    mask: np.ndarray
+    phase: np.ndarray
+    scale: float
+    noise_std: np.ndarray
+    recon_shape: tuple[int, int]
+    affine: np.ndarray | None = None
+    name: str = "scan"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        slices, samples, height, width = self.samples.shape
+        made = f"{samples} {'sample' if samples == 1 else 'samples'} of {self._sampler}"
+        return f"Reconstruction({self.name!r}, {slices} x {height} x {width}, {made})"
+
+    @property
+    def magnitude(self) -> np.ndarray:
+        """abs(mean), (slices, *recon_shape)."""
+        return np.abs(self.crop(self.mean))
+
+    @property
+    def magnitude_std(self) -> np.ndarray | None:
+        """Standard deviation of abs(sample), (slices, *recon_shape); None for a single sample."""
+        return None if self.std is None else np.abs(self.crop(self.samples)).std(axis=1, ddof=1)
+
+    def crop(self, image: np.ndarray) -> np.ndarray:
+        """The centre of (..., H, W) that remains once readout oversampling is removed."""
+        top, left = (n // 2 - crop // 2 for n, crop in zip(image.shape[-2:], self.recon_shape, strict=True))
+        return image[..., top : top + self.recon_shape[0], left : left + self.recon_shape[1]]
+
+    def save(self, path: str | os.PathLike[str], *, samples: bool = False) -> list[Path]:
+        """Write it, cropped; the ending decides: .h5 (fastMRI's layout), .npz, .nii, .nii.gz, or .png (the middle slice).
+
+        Args:
+            path: Destination.
+            samples: Store the samples too (.h5 and .npz).
+
+        Returns:
+            The files written.
+
+        Raises:
+            AmbientMRIError: If the ending is unknown, the folder does not exist, or .nii is asked for without nibabel.
+        """
+        if Path(path).suffix.lower() == ".png":
+            return [self.figure(path)]
+        from ambient_mri.data.writers import save_reconstruction
+
+        return save_reconstruction(
+            path,
+            self.mean,
+            std=self.std,
+            samples=self.samples if samples else None,
+            residual=self.residual,
+            recon_shape=self.recon_shape,
+            affine=self.affine,
+            settings=self.settings,
+        )
+
+    def figure(self, path: str | os.PathLike[str], slice_index: int | None = None) -> Path:
+        """Write a PNG of one slice (the middle one, by default): zero-filled, mean, standard deviation, mask."""
+        from ambient_mri.report.plots import reconstruction_figure
+
+        index = len(self.mean) // 2 if slice_index is None else slice_index
+        count, deviation = self.samples.shape[1], self.magnitude_std
+        name = f"{self._sampler}, mean of {count}" if count > 1 else self._sampler
+        number = self.settings.get("slices", range(len(self.mean)))[index]
+        return reconstruction_figure(
+            {"zero-filled": self.crop(self.zero_filled[index]), name: self.magnitude[index]},
+            path,
+            std=None if deviation is None else deviation[index],
+            mask=self.mask[index if len(self.mask) > 1 else 0, 0],
+            title=f"{self.name}, slice {number}, R = {self.settings.get('acceleration', float('nan')):.1f}",
+        )
+
+    def report(self, path: str | os.PathLike[str]) -> Path:
+        """Write a self-contained HTML page: the middle slice, consistency with the data, warnings, settings."""
+        from ambient_mri.report.html import reconstruction_sections, write_html
+
+        with tempfile.TemporaryDirectory() as folder:
+            figure = self.figure(Path(folder) / "figure.png").read_bytes()
+        settings = {k: v for k, v in self.settings.items() if k != "warnings"}
+        residual, noted = float(np.mean(self.residual)), self.settings.get("warnings", ())
+        return write_html(path, self.name, reconstruction_sections(figure, settings, residual=residual, warnings=noted))
+
+    @property
+    def _sampler(self) -> str:
+        return str(self.settings.get("sampler", {}).get("sampler", "reconstruction"))

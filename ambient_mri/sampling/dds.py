@@ -1,0 +1,51 @@
+r"""Decomposed diffusion sampling (DDS): the fast point estimate.
+
+With lam_t = noise_std^2 / r_t^2 and white e:
+
+    ( A^H A + lam_t I ) x' = A^H y + lam_t D(x_t)
+    x_next = x' + sigma_next ( sqrt(1 - eta^2) (x_t - D(x_t)) / sigma + eta e )
+
+Good means after 20-50 evaluations; the samples are under-dispersed, because x' is a mean and not a draw.
+
+Reference: Chung et al. 2023, arXiv:2303.05754, algorithm 1. Differs: 1. lam_t follows from the noise and the prior's error
+instead of a constant. 2. the solve is to tolerance, not a fixed handful of iterations. 3. variance-exploding noise.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ambient_mri._checks import require
+from ambient_mri.sampling.base import Level, Problem, Sampler
+from ambient_mri.tensors import per_row
+
+__all__ = ["DDS"]
+
+
+class DDS(Sampler):
+    """Decomposed diffusion sampling (module docstring).
+
+    Args:
+        steps: Number of noise levels.
+        eta: Share of fresh noise, 0 (deterministic after the start) to 1.
+        options: Of :class:`Sampler`.
+    """
+
+    name: ClassVar[str] = "dds"
+
+    def __init__(self, steps: int = 50, *, eta: float = 0.85, **options: Any) -> None:
+        super().__init__(steps, **options)
+        require(0 <= eta <= 1, f"eta must lie between 0 and 1; got {eta}.")
+        self.eta = eta
+
+    def step(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
+        denoised = problem.denoise(x_t, level.sigma)
+        x = problem.data_step(problem.backprojection, denoised, level.lam, level.r_t)
+        if level.last:
+            return x
+        direction = (x_t - denoised) / per_row(level.sigma, x)
+        noise = math.sqrt(1 - self.eta**2) * direction + self.eta * problem.image_noise()
+        return x + per_row(level.sigma_next, x) * noise

@@ -1,0 +1,55 @@
+r"""One-step reconstruction with an ambient network: the network at the data's own noise level, then a data-consistency solve.
+
+    D = network(y, sigma = noise_std, A) ,      ( A^H A + lam I ) x = A^H y + lam D ,      lam = noise_std^2 / r^2
+
+r is the ambient network's error. Training at sigma = noise_std supervises the network on lines that it did not see, and on those
+alone: both parts belong to the estimator. It is a point estimate; there is nothing to sample.
+
+Reference: Millard & Chiew 2024, arXiv:2210.01696 (robust SSDU); Daras et al. 2024, arXiv:2404.10177.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ambient_mri._checks import PriorError, require
+from ambient_mri.denoiser import AmbientDenoiser, Denoiser
+from ambient_mri.sampling.base import Level, Problem, Sampler
+from ambient_mri.sampling.data_step import repeat_rows
+
+__all__ = ["OneStep"]
+
+
+class OneStep(Sampler):
+    """One-step reconstruction (module docstring).
+
+    Args:
+        options: ``data_step`` and ``cg_iterations`` of :class:`Sampler`.
+    """
+
+    name: ClassVar[str] = "one_step"
+    accepts: ClassVar[tuple[str, ...]] = ("ambient",)
+    refusal: ClassVar[str] = (
+        "one step reconstructs with a network that was trained to fill in missing measurements; a clean denoiser only removes "
+        "noise. Use split_gibbs or dds."
+    )
+    stochastic: ClassVar[bool] = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(1, **options)
+
+    def ladder(self, denoiser: Denoiser, noise_std: float) -> Tensor:
+        """One level: the noise of the data, inside the range that the network was made for."""
+        return torch.tensor([min(max(noise_std, denoiser.sigma_min), denoiser.sigma_max)])
+
+    def step(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
+        ambient = problem.denoiser
+        require(isinstance(ambient, AmbientDenoiser), f"{self.name} needs an ambient network. {self.refusal}", PriorError)
+        kept = ambient.measurement.mask  # type: ignore[attr-defined]
+        kept = repeat_rows(kept, len(x_t) // len(kept))
+        problem.evaluations += 1
+        guess = ambient.model(problem.y, level.sigma, problem.operator, kept)  # type: ignore[operator]
+        return problem.data_step(problem.backprojection, guess, level.lam, level.r_t)

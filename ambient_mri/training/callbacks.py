@@ -1,0 +1,196 @@
+"""Lightning callbacks: averaged weights, throughput, progress in a log file, one-step quality, periodic export of the prior."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar, WeightAveraging
+from torch import Tensor
+
+from ambient_mri._checks import check_positive
+from ambient_mri.denoiser import ConditionalDenoiser
+from ambient_mri.measurement import Measurement
+from ambient_mri.metrics import psnr
+
+__all__ = ["EMA", "OneStepQuality", "PeriodicExport", "ProgressLines", "Throughput", "checkpoints", "progress_bar"]
+
+log = logging.getLogger(__name__)
+
+
+class EMA(WeightAveraging):
+    """Exponential moving average of the weights whose half-life is a share of the steps taken so far.
+
+        decay at step n = (1/2)^(1 / (half_life n)),         so that the half-life is half_life n at every n
+
+    The average warms up by itself and does not depend on the planned length of the run. Validation, checkpoints (under
+    ``state_dict``; the raw weights are kept beside them) and the exported prior use the averaged weights.
+
+    Args:
+        half_life: Share of the run.
+
+    Source: Karras et al. 2024, arXiv:2312.02696, section 3.1 (power-function averaging: a half-life in step with the run).
+    """
+
+    def __init__(self, half_life: float = 0.05) -> None:
+        check_positive("half_life", half_life)
+        self.half_life = half_life
+        super().__init__(use_buffers=False, multi_avg_fn=self._average)
+
+    @torch.no_grad()
+    def _average(self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+        decay = 0.5 ** (1 / (self.half_life * max(int(count), 1)))
+        torch._foreach_lerp_(list(averaged), list(current), 1 - decay)
+
+
+class Throughput(pl.Callback):
+    """Logs ``train/images_per_second`` over the steps since the last log, and the learning rate."""
+
+    def __init__(self) -> None:
+        self._since, self._images = time.perf_counter(), 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since, self._images = time.perf_counter(), 0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since, self._images = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._images += len(batch) * trainer.world_size
+        if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        now = time.perf_counter()
+        rate = self._images / max(now - self._since, 1e-9)
+        pl_module.log("train/images_per_second", rate, rank_zero_only=True)
+        pl_module.log("train/lr", trainer.optimizers[0].param_groups[0]["lr"], rank_zero_only=True)
+        self._since, self._images = now, 0
+
+
+class ProgressLines(pl.Callback):
+    """One line of progress every ``seconds``, for logs that no terminal shows."""
+
+    def __init__(self, seconds: float = 30.0) -> None:
+        self.seconds, self._last, self._first = seconds, 0.0, (0, 0.0)
+        self._mean = _RunningMean()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._last, self._first = time.monotonic(), (trainer.global_step, time.monotonic())
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._mean.add(outputs["loss"].detach() if isinstance(outputs, Mapping) else outputs.detach())
+        now = time.monotonic()
+        if now - self._last < self.seconds and trainer.global_step < trainer.max_steps:
+            return
+        self._last = now
+        start, since = self._first
+        per_step = (now - since) / max(trainer.global_step - start, 1)
+        left = per_step * (trainer.max_steps - trainer.global_step)
+        log.info(
+            "step %d of %d | mean loss %.4g | %.1f images/s | %d min left",
+            trainer.global_step, trainer.max_steps, self._mean.take(), len(batch) * trainer.world_size / per_step, left / 60,
+        )  # fmt: skip
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        if values and not trainer.sanity_checking:
+            log.info("step %d | %s", trainer.global_step, " | ".join(f"{k} {v:.4g}" for k, v in sorted(values.items())))
+
+
+class OneStepQuality(pl.Callback):
+    """Logs ``val/one_step_psnr``: D(y, noise_std, A) of an ambient network against references that the training never sees.
+
+    PSNR of the magnitude, the reference slice's maximum as data range.
+
+    Args:
+        references: Scaled reference images (1, 1, H, W) by key, of simulated sets.
+        forward_operator: Gives A for a batch.
+    """
+
+    def __init__(
+        self, references: Mapping[str, Tensor], forward_operator: Callable[[Measurement], Any]
+    ) -> None:
+        self.references, self.forward_operator = references, forward_operator
+
+    @torch.no_grad()
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        model: Any = pl_module.model
+        known = isinstance(batch, Measurement) and all(k in self.references for k in batch.key)
+        if not known or not isinstance(model, ConditionalDenoiser):
+            return
+        estimate = model(batch.y, batch.noise_std.clamp_min(1e-4), self.forward_operator(batch), batch.mask)
+        pairs = zip(estimate.abs().cpu(), (self.references[k].abs() for k in batch.key), strict=True)
+        values = [float(psnr(r[0].numpy(), e.numpy(), data_range=float(r.max()))) for e, r in pairs]
+        pl_module.log("val/one_step_psnr", sum(values) / len(values), batch_size=len(batch), sync_dist=True)
+
+
+class PeriodicExport(pl.Callback):
+    """Exports the prior after every validation, with the averaged weights; must stand before :class:`EMA` in the list.
+
+    Args:
+        export: Called with the module and the number of steps taken.
+    """
+
+    def __init__(self, export: Callable[[Any, int], object]) -> None:
+        self.export = export
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.sanity_checking and trainer.global_step > 0:
+            self.export(pl_module, trainer.global_step)
+
+
+def checkpoints(folder: Path, every: int) -> ModelCheckpoint:
+    """The newest checkpoint, written atomically every ``every`` steps, and ``last.ckpt`` as a link to it."""
+    return ModelCheckpoint(
+        dirpath=folder,
+        filename="step{step:08d}",
+        auto_insert_metric_name=False,
+        every_n_train_steps=every,
+        save_top_k=1,
+        save_last="link",
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
+    )
+
+
+def progress_bar() -> pl.Callback:
+    """Rich in a terminal, tqdm where rich is missing, lines in a log file."""
+    if not sys.stderr.isatty():
+        return ProgressLines()
+    try:
+        return RichProgressBar(leave=True)
+    except ModuleNotFoundError:
+        return TQDMProgressBar()
+
+
+class _RunningMean:
+    """Mean of the losses since it was last taken."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | float = 0.0
+        self.count = 0
+
+    def add(self, value: Tensor) -> None:
+        self.total, self.count = self.total + value, self.count + 1
+
+    def take(self) -> float:
+        mean = float(self.total) / max(self.count, 1)
+        self.total, self.count = 0.0, 0
+        return mean

@@ -1,0 +1,281 @@
+"""The ambient objective against the optimal linear denoiser of a Gaussian world, for masked pixels and for multi-coil
+k-space.
+
+The model is a table: one free linear map for every further mask. The minimiser of the objective is then known in
+closed form
+for every mask separately, and L-BFGS finds the empirical one.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ambient_mri import tensors
+from ambient_mri.corruption import Corruption, PixelMasking, Undersampling, check_learnable
+from ambient_mri.masks import EquispacedLines, IndependentLines, RandomLines
+from ambient_mri.measurement import Measurement
+from ambient_mri.noise import TrainingNoise
+from ambient_mri.objectives import AmbientObjective
+from ambient_mri.operators.base import LinearOperator
+from ambient_mri.tensors import complex_randn, keyed_generator, per_row
+
+WIDTH, SIGMA, ROWS = 4, 0.3, 6000
+
+
+class LinearTable(nn.Module):
+    """x_hat = Theta[kept] z, with one complex matrix for each of the 2^W further masks."""
+
+    sd = 1.0
+
+    def __init__(self, coils: int) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.zeros(2**WIDTH, WIDTH, coils * WIDTH, 2))
+
+    def forward(self, z: Tensor, sigma: Tensor, operator: LinearOperator, kept: Tensor) -> Tensor:
+        code = (kept[:, 0, 0].long() * 2 ** torch.arange(WIDTH)).sum(1)
+        matrix = torch.view_as_complex(self.theta)[code]
+        return (matrix @ z.flatten(1)[:, :, None])[:, :, 0].reshape(-1, 1, 1, WIDTH)
+
+    def loss_weight(self, sigma: Tensor, rate: Tensor) -> Tensor:
+        return torch.ones_like(sigma)
+
+
+def covariance() -> Tensor:
+    index = torch.arange(WIDTH, dtype=torch.float64)
+    decay = 0.75 ** (index[:, None] - index[None]).abs()
+    return (decay * torch.exp(0.4j * (index[:, None] - index[None]))).to(torch.complex64)
+
+
+def world(corruption: Corruption, coils: int, noise_std: float) -> tuple[Measurement, Tensor]:
+    generator = keyed_generator("gaussian world", coils)
+    root = torch.linalg.cholesky(covariance())
+    x0 = complex_randn((ROWS, WIDTH), generator=generator) @ root.T
+    maps = complex_randn((1, coils, 1, WIDTH), generator=generator)
+    maps = (maps / maps.abs().square().sum(1, keepdim=True).sqrt()).expand(ROWS, -1, -1, -1)
+    mask = torch.cat([corruption.law.draw((1, WIDTH), generator) for _ in range(ROWS)])
+    pixels = isinstance(corruption, PixelMasking)
+    m = Measurement(
+        y=torch.zeros(ROWS, coils, 1, WIDTH, dtype=torch.complex64),
+        mask=mask,
+        coil_maps=None if pixels else maps,
+        noise_std=torch.full((ROWS,), noise_std),
+        scale=torch.ones(ROWS),
+        key=tuple(str(i) for i in range(ROWS)),
+        axes=() if pixels else (-1,),
+    )
+    clean = corruption.forward_operator(m).forward(x0.reshape(ROWS, 1, 1, WIDTH))
+    noise = complex_randn(clean.shape, generator=generator) * noise_std * mask
+    return Measurement(**{**vars(m), "y": clean + noise}), x0
+
+
+class MemoisedDraws:
+    """The random draws of a loss, made once and replayed: the loss becomes a fixed quadratic function."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.values: list[Tensor] = []
+        self.position = 0
+        for module in ("corruption", "noise", "objectives.ambient"):
+            for name in ("rand_rows", "randn_like_rows"):
+                path = f"ambient_mri.{module}.{name}"
+                if hasattr(sys.modules[f"ambient_mri.{module}"], name):
+                    monkeypatch.setattr(path, self._replay(getattr(tensors, name)))
+
+    def _replay(self, draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def replayed(*args: object, **kwargs: object) -> Tensor:
+            if self.position == len(self.values):
+                self.values.append(draw(*args, **kwargs))
+            self.position += 1
+            return self.values[self.position - 1]
+
+        return replayed
+
+
+@pytest.fixture
+def draws(monkeypatch: pytest.MonkeyPatch) -> MemoisedDraws:
+    return MemoisedDraws(monkeypatch)
+
+
+def fit(objective: AmbientObjective, m: Measurement, coils: int, draws: MemoisedDraws, repeats: int = 2) -> LinearTable:
+    """The empirical minimiser, over ``repeats`` independent sets of further masks and diffusion noise."""
+    model = LinearTable(coils)
+    optimiser = torch.optim.LBFGS(model.parameters(), max_iter=80, history_size=20, line_search_fn="strong_wolfe")
+    generators = [[keyed_generator("draw", repeat, i) for i in range(len(m))] for repeat in range(repeats)]
+    draws.values.clear()
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        draws.position = 0
+        loss = sum((objective(model, m, g).value for g in generators), torch.zeros(()))
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    draws.position, draws.values = 0, []
+    return model
+
+
+def excess_error(model: LinearTable, corruption: Corruption, m: Measurement, sigma: float = SIGMA) -> float:
+    """Mean over further masks of E||(Theta - Theta*) z||^2 / E||x0||^2, in closed form, as a root."""
+    c = covariance().to(torch.complex128)
+    theta = torch.view_as_complex(model.theta.detach()).to(torch.complex128)
+    generators = [keyed_generator("evaluate", i) for i in range(400)]
+    further = corruption.further(m[:400], generators)
+    errors = []
+    for row in range(400):
+        kept = further.kept[row, 0, 0]
+        if not bool(kept.any()):
+            continue
+        single = m[row]
+        eye = torch.eye(WIDTH, dtype=torch.complex64).reshape(WIDTH, 1, 1, WIDTH)
+        expand = Measurement(
+            **{
+                **vars(single),
+                "y": single.y.expand(WIDTH, -1, -1, -1),
+                "mask": further.kept[row : row + 1].expand(WIDTH, -1, -1, -1),
+                "coil_maps": None if single.coil_maps is None else single.coil_maps.expand(WIDTH, -1, -1, -1),
+            }
+        )
+        a = corruption.forward_operator(expand).forward(eye).flatten(1).T.to(torch.complex128)
+        live = a.abs().sum(1) > 0
+        a = a[live]
+        gram = a @ c @ a.mH + sigma**2 * torch.eye(len(a))
+        best = c @ a.mH @ torch.linalg.inv(gram)
+        code = int((kept.long() * 2 ** torch.arange(WIDTH)).sum())
+        gap = theta[code][:, live] - best
+        errors.append(float((gap @ gram @ gap.mH).diagonal().real.sum() / c.diagonal().real.sum()))
+    return math.sqrt(sum(errors) / len(errors))
+
+
+def objective_of(corruption: Corruption, sigma: float = SIGMA, **settings: object) -> AmbientObjective:
+    noise = TrainingNoise(shift=math.log(sigma), spread=1e-4, sigma_min=1e-3, sigma_max=100.0)
+    return AmbientObjective(corruption, noise, one_step_share=0.0, **settings)  # type: ignore[arg-type]
+
+
+CASES = {
+    "masked pixels": (PixelMasking(0.6, keep=(0.6, 0.6)), 1),
+    "one coil": (Undersampling(IndependentLines(1.6, 0), core=0, keep=(0.6, 0.6)), 1),
+    "three coils": (Undersampling(IndependentLines(1.6, 0), core=0, keep=(0.6, 0.6)), 3),
+}
+
+
+@pytest.mark.parametrize("noise_std", [0.0, 0.15])
+@pytest.mark.parametrize("case", CASES)
+def test_minimiser_is_the_optimal_denoiser(case: str, noise_std: float, draws: MemoisedDraws) -> None:
+    corruption, coils = CASES[case]
+    m, _ = world(corruption, coils, noise_std)
+    model = fit(objective_of(corruption, kept_cap=1e6), m, coils, draws)
+    assert excess_error(model, corruption, m) < 0.09
+
+
+def test_scoring_under_the_further_mask_leaves_the_rest_undetermined(draws: MemoisedDraws) -> None:
+    corruption, coils = CASES["one coil"]
+    m, _ = world(corruption, coils, 0.0)
+
+    class ScoredUnderTheFurtherMask(AmbientObjective):
+        def _residual(self, predicted: Tensor, z: Tensor, *args: object) -> Tensor:
+            return super()._residual(predicted, z, *args) * args[1].kept  # type: ignore[arg-type,attr-defined]
+
+    objective = ScoredUnderTheFurtherMask(corruption, objective_of(corruption).noise, one_step_share=0.0)
+    assert excess_error(fit(objective, m, coils, draws), corruption, m) > 0.3
+
+
+def test_ignoring_the_measurement_noise_learns_to_keep_it(draws: MemoisedDraws) -> None:
+    corruption, coils = CASES["one coil"]
+    m, _ = world(corruption, coils, 0.6)
+    aware = fit(objective_of(corruption, sigma=0.8, kept_cap=1e6), m, coils, draws)
+
+    class NoiseBlind(AmbientObjective):
+        def _residual(self, predicted: Tensor, z: Tensor, batch: Measurement, further: object, *args: Tensor) -> Tensor:
+            return further.weights * (predicted - batch.y).abs().square()  # type: ignore[attr-defined]
+
+    blind = fit(NoiseBlind(corruption, objective_of(corruption, sigma=0.8).noise, one_step_share=0.0), m, coils, draws)
+    assert excess_error(aware, corruption, m, sigma=0.8) < 0.13
+    assert excess_error(blind, corruption, m, sigma=0.8) > 0.2
+
+
+@pytest.mark.parametrize(
+    "law",
+    [RandomLines(3, 4), IndependentLines(3, 4), RandomLines(2, 0)],
+    ids=lambda law: f"{type(law).__name__}{law.acs_lines}",
+)
+def test_weighted_masks_average_to_the_identity_given_what_was_kept(law: RandomLines) -> None:
+    """E[W P | B P] = 1 at every location, by simulation, conditionally: binned by the number of kept lines."""
+    width, rows = 24, 20_000
+    masks = torch.cat([law.draw((1, width), keyed_generator("P", i)) for i in range(rows)])
+    corruption = Undersampling(law, core=2, keep=(0.3, 0.6), acs_removal=0.5)
+    m = Measurement(
+        y=torch.zeros(rows, 1, 1, width, dtype=torch.complex64),
+        mask=masks,
+        coil_maps=torch.ones(rows, 1, 1, width, dtype=torch.complex64),
+        noise_std=torch.zeros(rows),
+        scale=torch.ones(rows),
+        key=tuple(str(i) for i in range(rows)),
+        axes=(-1,),
+    )
+    further = corruption.further(m, [keyed_generator("B", i) for i in range(rows)])
+    outer = ~law.always((1, width))[0, 0, 0]
+    weights, kept = further.weights[:, 0, 0], further.kept[:, 0, 0]
+    missing = (masks[:, 0, 0] & outer).sum(1) - (kept & outer).sum(1)
+    for count in kept[:, outer].sum(1).unique():
+        # A fixed number of lines gives no weighted term when B kept them all.
+        rows_here = (kept[:, outer].sum(1) == count) & ((missing > 0) | isinstance(law, IndependentLines))
+        if int(rows_here.sum()) < 300:
+            continue
+        removed = ~kept[rows_here] & outer
+        mean = weights[rows_here][removed].mean()
+        standard_error = weights[rows_here][removed].std() / removed.sum() ** 0.5
+        assert abs(float(mean) - 1) < 5 * float(standard_error) + 1e-3
+
+
+def test_further_masks_are_fresh_and_reproducible() -> None:
+    corruption, coils = CASES["three coils"]
+    m, _ = world(corruption, coils, 0.0)
+    draw = lambda key: corruption.further(m[:50], [keyed_generator(key, i) for i in range(50)]).kept  # noqa: E731
+    assert torch.equal(draw("a"), draw("a"))
+    assert not torch.equal(draw("a"), draw("b"))
+    assert bool((draw("a") <= m[:50].mask).all())
+
+
+def test_an_equispaced_law_needs_coils() -> None:
+    law = EquispacedLines(4, 4)
+    corruption = Undersampling(law, core=4, keep=(0.5, 0.5))
+    mask = law.draw((8, 32), keyed_generator(0))
+    blank = torch.zeros(1, 1, 8, 32, dtype=torch.complex64)
+    m = Measurement(blank, mask, torch.ones_like(blank), torch.zeros(1), torch.ones(1), ("scan",))
+    with pytest.raises(ValueError, match="eigenvalue"):
+        check_learnable(corruption, m)
+    random = RandomLines(2, 4)
+    m = replace(m, mask=random.draw((8, 32), keyed_generator(0)))
+    assert check_learnable(Undersampling(random, keep=(0.5, 0.5)), m).smallest_eigenvalue > 0.1
+
+
+def test_a_hole_that_no_scan_samples_is_named() -> None:
+    class Holey(RandomLines):
+        def inclusion_probability(self, shape: tuple[int, int]) -> Tensor:
+            inclusion = super().inclusion_probability(shape).clone()
+            inclusion[..., 9] = 0
+            return inclusion
+
+    blank = torch.zeros(1, 1, 8, 32, dtype=torch.complex64)
+    law = Holey(2, 4)
+    m = Measurement(blank, law.draw((8, 32), keyed_generator(0)), blank + 1, torch.zeros(1), torch.ones(1), ("scan",))
+    with pytest.raises(ValueError, match=r"lines \[9\]"):
+        check_learnable(Undersampling(law), m)
+
+
+def test_the_residual_is_differentiable_with_respect_to_the_network_only() -> None:
+    corruption, coils = CASES["three coils"]
+    m, _ = world(corruption, coils, 0.1)
+    model = LinearTable(coils)
+    loss = objective_of(corruption)(model, m[:64], [keyed_generator(i) for i in range(64)])
+    loss.value.backward()
+    assert model.theta.grad is not None and float(model.theta.grad.abs().sum()) > 0
+    assert not m.y.requires_grad and 0 < float(loss.logs["effective_sample_size"]) <= 1
+    assert torch.equal(per_row(2.0, m.y), torch.full((1, 1, 1, 1), 2.0))

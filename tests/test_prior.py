@@ -1,0 +1,86 @@
+"""Prior folders: round trip, and every way in which one can be broken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ambient_mri.denoiser import CleanDenoiser, ConditionalDenoiser
+from ambient_mri.prior import Prior, build_model, load_prior
+
+ARCHITECTURE = {
+    "network": {"name": "UNet", "channels": 8, "multipliers": [1, 2]},
+    "sd": 0.2,
+    "sigma_min": 0.002,
+    "sigma_max": 5.0,
+    "profile_bins": 4,
+    "precision": "fp32",
+}
+
+
+def prior(kind: str = "clean") -> Prior:
+    torch.manual_seed(0)
+    architecture = {"kind": kind, **ARCHITECTURE}
+    model = build_model(architecture)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    if kind == "clean":
+        model.set_error_curve(torch.tensor([0.01, 0.1, 1.0]), torch.tensor([0.009, 0.05, 0.15]))
+    return Prior(model, kind, architecture, {"licence": "none", "training": {"images": 12}}, name="toy")
+
+
+def test_round_trip_keeps_the_function_the_curve_and_the_card(tmp_path: Path) -> None:
+    first = prior()
+    again = load_prior(first.save(tmp_path / "p"))
+    x, sigma = torch.randn(2, 1, 8, 8, dtype=torch.complex64), torch.tensor([0.1, 0.5])
+    assert isinstance(again.model, CleanDenoiser)
+    assert torch.equal(again.model(x, sigma), first.model(x, sigma))
+    assert torch.allclose(again.model.posterior_std(torch.tensor([0.1])), torch.tensor([0.05]))
+    assert again.metadata["training"] == {"images": 12} and again.name == "toy"
+    assert not any(p.requires_grad for p in again.model.parameters())
+    assert load_prior(again) is again
+
+
+def test_an_ambient_prior_says_so(tmp_path: Path) -> None:
+    folder = prior("ambient").save(tmp_path / "p", dtype=torch.bfloat16)
+    card = json.loads((folder / "prior.json").read_text())
+    assert card["kind"] == "ambient" and card["noise_domain"] == "kspace"
+    assert isinstance(load_prior(folder).model, ConditionalDenoiser)
+
+
+def test_the_weights_of_an_ambient_network_fit_a_clean_one() -> None:
+    ambient, clean = prior("ambient"), build_model({"kind": "clean", **ARCHITECTURE})
+    missing, unexpected = clean.load_state_dict(ambient.model.state_dict(), strict=False)
+    assert not missing and not unexpected
+
+
+def test_broken_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="neither a folder nor a shipped name"):
+        load_prior("no_such_prior")
+    with pytest.raises(ValueError, match=r"no prior\.json"):
+        load_prior(tmp_path)
+    folder = prior().save(tmp_path / "p")
+    weights = (folder / "weights.safetensors").read_bytes()
+    (folder / "weights.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ValueError, match="damaged or truncated"):
+        load_prior(folder)
+    (folder / "weights.safetensors").unlink()
+    with pytest.raises(ValueError, match="incomplete"):
+        load_prior(folder)
+    card = json.loads((folder / "prior.json").read_text())
+    (folder / "prior.json").write_text(json.dumps({**card, "format_version": 99}))
+    with pytest.raises(ValueError, match="newer than this version"):
+        load_prior(folder)
+    (folder / "prior.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_prior(folder)
+
+
+def test_unknown_architectures_are_named() -> None:
+    with pytest.raises(ValueError, match="unknown network 'Transformer'"):
+        build_model({"kind": "clean", **ARCHITECTURE, "network": {"name": "Transformer"}})
+    with pytest.raises(ValueError, match="'clean' or 'ambient'"):
+        build_model({**ARCHITECTURE, "kind": "other"})
