@@ -8,7 +8,8 @@
 
     x = ambient_mri.solve(y, operator, prior, noise_std=0.05, samples=4)
 
-Public names are listed in ``__all__``; everything else is found in its module. Importing the package loads torch and numpy.
+Public names are listed in ``__all__``; everything else is found in its module. Importing the package loads torch and
+numpy.
 """
 
 from __future__ import annotations

@@ -271,8 +271,8 @@ class AmbientDenoiser(Denoiser):
 
     def posterior_std(self, sigma: Tensor) -> Tensor:
         """r_t of an ambient network: what is missing stays missing at every sigma."""
-        rate = self.measurement.mask.float().mean().to(sigma)
-        return output_scale(sigma, self.sd, rate, self.model.e0)
+        rate = self.measurement.mask.float().mean(dim=(1, 2, 3)).to(sigma)
+        return output_scale(sigma, self.sd, rate if len(rate) == len(sigma) else rate.mean(), self.model.e0)
 
     def _lift(self, x_t: Tensor, sigma: Tensor, operator: LinearOperator) -> Tensor:
         """A_tilde x_t with its image noise completed to white noise for each coil (module docstring)."""

@@ -1,14 +1,16 @@
-"""Raw k-space files to prepared scans, one file a volume, resumable: what is finished stays, what fails is named and skipped.
+"""Raw k-space files to prepared scans, one a volume, resumable: what is done stays, what fails is named and skipped.
 
-    read -> (undersample by a law, where fully sampled) -> coil maps from the ACS -> noise level -> scale -> schema version 1
+    read -> (undersample by a law, where fully sampled) -> coil maps from the ACS -> noise level -> scale -> schema
+    version 1
 
-Everything comes from the undersampled scan: maps, noise level and scale are what a user of such a scan would have. The mask of
-a fully sampled volume is drawn once, keyed by (data seed, volume), and serves all of its slices.
+Everything comes from the undersampled scan: maps, noise level and scale are what a user of such a scan would have.
+The mask of a fully sampled volume is drawn once, keyed by (data seed, volume), and serves all of its slices.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +21,6 @@ import torch
 
 from ambient_mri._checks import AmbientMRIError, DataError, require
 from ambient_mri.coil_maps import estimate_coil_maps
-from ambient_mri.data.acquisition import Extent
 from ambient_mri.data.normalize import estimate_noise_std, measured_scale
 from ambient_mri.data.readers import RawScan, read_scan
 from ambient_mri.data.schema import PreparedScan, read_prepared, write_prepared
@@ -173,18 +174,21 @@ def prepare_files(
     names = [p.stem for p in paths]
     twice = sorted({n for n in names if names.count(n) > 1})
     require(not twice, f"two source files share the name {twice[:1]}: their prepared files would collide.", DataError)
-    done, failed, kept = [], [], 0
-    for path in progress(paths):
-        target = Path(folder) / f"{path.stem}.h5"
-        kept += is_prepared(target)
+    targets = {path: Path(folder) / f"{path.stem}.h5" for path in paths}
+    kept = sum(is_prepared(target) for target in targets.values())
+    failed: dict[Path, str] = {}
+    # Each process begins elsewhere and skips what is there by then: several at once share the work.
+    start = os.getpid() % max(len(paths), 1)
+    for path in progress([*paths[start:], *paths[:start]]):
         try:
-            done.append(prepare_file(path, target, law=law, settings=settings))
+            prepare_file(path, targets[path], law=law, settings=settings)
         except AmbientMRIError as error:
-            failed.append((path, str(error)))
+            failed[path] = str(error)
             log.warning("skipped %s", error)
-    reason = f" The first: {failed[0][1]}" if failed else ""
+    done = tuple(targets[path] for path in paths if path not in failed)
+    reason = f" The first: {next(iter(failed.values()))}" if failed else ""
     require(bool(done), f"none of the {len(paths)} files could be prepared.{reason}", DataError)
-    return PreparationSummary(tuple(done), kept, tuple(failed))
+    return PreparationSummary(done, kept, tuple((path, failed[path]) for path in paths if path in failed))
 
 
 def is_prepared(path: str | Path) -> bool:
@@ -199,22 +203,16 @@ def is_prepared(path: str | Path) -> bool:
 
 
 def _draw(law: SamplingLaw, raw: RawScan, seed: int) -> np.ndarray:
-    """The volume's mask, (1, 1, H or 1, W or 1), placed on the acquired extent and along its phase-encode axis."""
-    (top, bottom), (left, right) = raw.acquired_extent
-    rows, columns = bottom - top, right - left
-    generator = keyed_generator(seed, "mask", raw.name)
-    along_rows = raw.phase_encode_axis == -2
-    drawn = law.draw((columns, rows) if along_rows else (rows, columns), generator).numpy()
-    if along_rows:
-        drawn = drawn.swapaxes(-2, -1)
-    return _on_extent(drawn, raw.acquired_extent, raw.shape)
+    """The volume's mask, (1, 1, H or 1, W or 1), along its phase-encode axis.
 
-
-def _on_extent(mask: np.ndarray, extent: Extent, shape: tuple[int, int]) -> np.ndarray:
-    full = np.zeros((1, 1, *shape), dtype=bool)
-    (top, bottom), (left, right) = extent
-    full[..., top:bottom, left:right] = mask
-    return full
+    It is drawn on the whole matrix, as fastMRI does: the ACS is centred on the zero frequency, and what falls on zero
+    padding is not sampled.
+    """
+    height, width = raw.shape
+    generator = keyed_generator(seed, raw.name, "mask")
+    if raw.phase_encode_axis == -2:
+        return law.draw((width, height), generator).numpy().swapaxes(-2, -1)
+    return law.draw((height, width), generator).numpy()
 
 
 def _coil_maps(kspace: np.ndarray, mask: np.ndarray, settings: Preparation) -> tuple[np.ndarray, str]:
@@ -240,5 +238,3 @@ def _noise(raw: RawScan, kspace: np.ndarray, mask: np.ndarray, settings: Prepara
         return np.asarray(raw.noise_std, dtype=np.float32), "from the file"
     value, source = estimate_noise_std(kspace, mask, raw.acquired_extent)
     return np.full(len(raw), value, dtype=np.float32), source
-
-

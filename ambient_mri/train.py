@@ -1,8 +1,8 @@
 """``python -m ambient_mri.train data=phantom``: training from the command line, with Hydra.
 
 Configuration is looked up in the package (``ambient_mri/configs``, where a wheel carries it), else in the checkout's
-``configs/``; ``--config-dir FOLDER`` adds your own. Everything that Hydra offers works: ``--cfg job`` prints the resolved
-configuration, ``--multirun`` sweeps.
+``configs/``; ``--config-dir FOLDER`` adds your own. Everything that Hydra offers works: ``--cfg job`` prints the
+resolved configuration, ``--multirun`` sweeps.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ def compose(overrides: Sequence[str] = (), *, extra_dir: str | Path | None = Non
         with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
             return hydra.compose("train", overrides=[*overrides, *search])
     except (HydraException, OmegaConfBaseException) as error:
-        raise AmbientMRIError(_explain(str(error), overrides)) from error
+        wrong = getattr(error, "override", None)
+        raise AmbientMRIError(
+            f"{wrong}: {str(error).splitlines()[0]}" if wrong else _explain(str(error), overrides)
+        ) from error
     finally:
         GlobalHydra.instance().clear()
 
@@ -117,7 +120,9 @@ def _nearest(word: str, options: Sequence[str]) -> str:
     near = get_close_matches(word, options, n=1, cutoff=0.5)
     if not near:
         leaf = word.split(".")[-1]
-        near = [o for o in options if o.split(".")[-1] in get_close_matches(leaf, [o.split(".")[-1] for o in options], n=1)]
+        near = [
+            o for o in options if o.split(".")[-1] in get_close_matches(leaf, [o.split(".")[-1] for o in options], n=1)
+        ]
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

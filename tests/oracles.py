@@ -11,14 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ambient_mri.denoiser import Denoiser, GaussianDenoiser
+from ambient_mri.denoiser import ConditionalDenoiser, Denoiser, GaussianDenoiser
 from ambient_mri.operators import LinearOperator, fft, ifft, sense
 from ambient_mri.tensors import complex_randn, per_row
 
 __all__ = [
     "GaussianWorld",
+    "OptimalAmbient",
     "Posterior",
     "StationaryDenoiser",
+    "WhiteDenoiser",
     "dense_matrix",
     "line_mask",
     "small_sense",
@@ -58,14 +60,15 @@ class GaussianWorld:
 
     @staticmethod
     def with_decaying_spectrum(height: int, width: int, *, sd: float = 0.25, power: float = 1.5) -> GaussianWorld:
-        """Power falls with frequency as (1 + (k/k0)^2)^-power; brighter in the middle, so that it is not stationary."""
+        """Power falls with frequency as (1 + (k/k0)^2)^-power; a window makes it neither stationary nor real."""
         rows, columns = (torch.arange(n, dtype=torch.float64) - n // 2 for n in (height, width))
         spectrum = (1 + (rows[:, None] ** 2 + columns[None] ** 2) / 1.5**2) ** -power
         transform = dense_fourier(height, width)
         covariance = transform.mH @ (spectrum.flatten()[:, None] * transform)
         bump = torch.exp(-(rows[:, None] / (0.6 * height)) ** 2 - (columns[None] / (0.6 * width)) ** 2)
-        window = (0.3 + bump).flatten()
-        covariance = window[:, None] * covariance * window[None]
+        phase = 0.5 * torch.sin(2 * torch.pi * (columns[None] / width + 0.5 * rows[:, None] / height))
+        window = ((0.3 + bump) * torch.exp(1j * phase)).flatten()
+        covariance = window[:, None] * covariance * window.conj()[None]
         covariance = covariance * (sd**2 / covariance.diagonal().real.mean())
         return GaussianWorld(covariance, (sd * bump * torch.exp(0.3j * rows[:, None] / height)).to(torch.complex128))
 
@@ -90,9 +93,9 @@ class GaussianWorld:
         mean = self.mean + (centred @ gain.T).reshape(-1, 1, *self.shape)
         return Posterior(mean, self.covariance - gain @ matrix @ self.covariance)
 
-    def denoiser(self) -> GaussianDenoiser:
+    def denoiser(self, dtype: torch.dtype = torch.complex128) -> GaussianDenoiser:
         """The analytic denoiser of this world."""
-        return GaussianDenoiser(self.covariance, self.mean)
+        return GaussianDenoiser(self.covariance.to(dtype), self.mean.to(dtype))
 
 
 def dense_fourier(height: int, width: int) -> Tensor:
@@ -132,12 +135,12 @@ def line_mask(width: int, lines: tuple[int, ...]) -> Tensor:
 
 def small_sense(*, size: int = 16, coils: int = 4, dtype: torch.dtype = torch.complex128) -> LinearOperator:
     """SENSE with a fixed 1-D mask of R = 4: two ACS lines and two outer ones."""
-    lines = tuple(sorted({size // 2 - 1, size // 2, size // 2 - 5, size // 2 + 4}))
+    lines = (size // 2 - 5 * size // 16, size // 2 - 1, size // 2, size // 2 + size // 4)
     return sense(smooth_coils(coils, size, size).to(dtype), line_mask(size, lines))
 
 
 class StationaryDenoiser(Denoiser):
-    """The analytic denoiser of a stationary Gaussian prior of any matrix size: power per real part falls with frequency.
+    """The analytic denoiser of a stationary Gaussian prior of any matrix size: its power falls with frequency.
 
     Args:
         sd: Rms of a real channel.
@@ -165,3 +168,31 @@ class StationaryDenoiser(Denoiser):
     def posterior_std(self, sigma: Tensor) -> Tensor:
         power, square = self.power((32, 32)).flatten()[None], sigma.square()[:, None]
         return (power * square / (power + square)).mean(dim=1).sqrt()
+
+
+class WhiteDenoiser(Denoiser):
+    """The analytic denoiser of independent pixels N(0, sd^2), real or complex: here a scalar r_t is the whole truth."""
+
+    def __init__(self, sd: float) -> None:
+        super().__init__(sd, 1e-3, 100.0)
+
+    def forward(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        return x_t * (self.sd**2 / (self.sd**2 + per_row(sigma, x_t).square()))
+
+
+class OptimalAmbient(ConditionalDenoiser):
+    """The best ambient network there can be in a Gaussian world: E[x0 | z, A_tilde] in closed form, row by row."""
+
+    def __init__(self, world: GaussianWorld) -> None:
+        sd = float(world.covariance.diagonal().real.mean().sqrt())
+        super().__init__(torch.nn.Identity(), sd=sd, sigma_min=1e-6, sigma_max=100.0, precision="fp32")
+        self.world = world
+
+    def forward(self, z: Tensor, sigma: Tensor, operator: LinearOperator, kept: Tensor) -> Tensor:
+        rows = []
+        for row, level in enumerate(sigma.tolist()):
+            mask = kept[row if len(kept) > 1 else 0].expand(z.shape[1:]).flatten()
+            single = sense(operator.factors[-1].coil_maps[:1], kept[row : row + 1] if len(kept) > 1 else kept)
+            matrix = dense_matrix(single, (1, *self.world.shape))[mask]
+            rows.append(self.world.posterior(matrix, z[row : row + 1].flatten(1)[:, mask], level).mean)
+        return torch.cat(rows).to(z.dtype)

@@ -4,9 +4,9 @@ r"""Augmentations that commute with the physics: the augmented measurement is th
                      reflection about the centre pixel:  commutes with the centred F, axis by axis; S reflected too
                      phase, intensity:    y and noise_std are multiplied, S stays
 
-P stays what it was: measurements are reflected along an axis only where the mask does not vary along it, and shifted without
-touching the mask. Axes that are not Fourier-transformed (hybrid space, ``Measurement.axes``) are shifted as images are.
-All draws come from one generator a row.
+P stays what it was: measurements are reflected along an axis only where the mask does not vary along it, and shifted
+without touching the mask. Axes that are not Fourier-transformed (hybrid space, ``Measurement.axes``) are shifted as
+images are. All draws come from one generator a row.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         low, high = self.intensity
-        require(0 < low <= high, f"intensity must be two positive numbers, the smaller first; got {tuple(self.intensity)}.")
+        require(
+            0 < low <= high, f"intensity must be two positive numbers, the smaller first; got {tuple(self.intensity)}."
+        )
         require(0 <= self.shift < 0.5, f"shift must be a share of the matrix size in [0, 0.5); got {self.shift}.")
 
-    def draw(
-        self, size: tuple[int, int], flip_axes: Sequence[int], generators: Sequence[torch.Generator]
-    ) -> Transform:
+    def draw(self, size: tuple[int, int], flip_axes: Sequence[int], generators: Sequence[torch.Generator]) -> Transform:
         """One transform a row, for images of ``size``; only axes in ``flip_axes`` (-2, -1) are reflected."""
         uniform = rand_rows(generators, 6)
         allowed = torch.tensor([self.flip and axis in flip_axes for axis in (-2, -1)], device=uniform.device)

@@ -1,10 +1,11 @@
 """Prepared scans and images as training sets: one item a slice, the same items in every worker, rank and resumed run.
 
-Volumes live in memory as far as a byte budget allows, in a compact form: only the sampled lines of k-space, and coil maps once
-a volume where all its slices share them. The others are read slice by slice through a small pool of open files.
+Volumes live in memory as far as a byte budget allows, in a compact form: only the sampled lines of k-space, and coil
+maps once a volume where all its slices share them. The others are read slice by slice through a small pool of open
+files.
 
-Which items step s trains on is a pure function of (seed, s): see :class:`StepSampler`. A resumed run starts its sampler at the
-step it had reached, and needs no other state.
+Which items step s trains on is a pure function of (seed, s): see :class:`StepSampler`. A resumed run starts its
+sampler at the step it had reached, and needs no other state.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,46 +55,49 @@ class ImageBatch:
         return ImageBatch(self.images.to(device, non_blocking=non_blocking), self.key)
 
 
-@dataclass
-class _Volume:
-    """One file: its shape, and its content where it is held in memory.
+@dataclass(frozen=True)
+class _Arrays:
+    """A volume in memory, scaled.
 
-    ``lines`` are the sampled lines along ``axis`` when one 1-D mask serves the whole volume; k-space then holds these only.
+    Where one 1-D mask serves all slices, ``kspace`` holds the sampled ``lines`` along ``axis`` alone.
     """
+
+    mask: Tensor
+    noise_std: Tensor
+    kspace: Tensor
+    coil_maps: Tensor
+    axis: int = -1
+    lines: Tensor | None = None
+
+    def slice(self, i: int, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """y, mask, maps and noise of slice ``i``, one row each."""
+        pick = lambda t: t[i : i + 1] if t.shape[0] == len(self.kspace) else t  # noqa: E731
+        y = self.kspace[i : i + 1]
+        if self.lines is not None:
+            full = y.new_zeros(1, y.shape[1], *size)
+            y = full.index_copy_(full.ndim + self.axis, self.lines, y)
+        return y, pick(self.mask), pick(self.coil_maps), self.noise_std[i : i + 1]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (self.mask, self.kspace, self.coil_maps))
+
+
+@dataclass(frozen=True)
+class _Volume:
+    """One file, and its content where it is held in memory."""
 
     path: Path
     count: int
     size: tuple[int, int]
     source: str
     scale: float
-    mask: Tensor | None = None
-    noise_std: Tensor | None = None
-    kspace: Tensor | None = None
-    coil_maps: Tensor | None = None
-    axis: int = -1
-    lines: Tensor | None = None
+    arrays: _Arrays | None = None
 
-    @property
-    def in_memory(self) -> bool:
-        return self.kspace is not None
-
-    def measurement(self, i: int) -> Measurement:
-        """Slice ``i``, scaled (in memory only)."""
-        assert_loaded = self.kspace is not None and self.coil_maps is not None and self.mask is not None
-        require(assert_loaded and self.noise_std is not None, f"{self.path} is not in memory.")
-        y = self.kspace[i : i + 1]  # type: ignore[index]
-        if self.lines is not None:
-            full = y.new_zeros(1, y.shape[1], *self.size)
-            y = full.index_copy_(full.ndim + self.axis, self.lines, y)
-        pick = lambda t: t[i : i + 1] if t.shape[0] == self.count else t  # noqa: E731
-        return Measurement(
-            y=y,
-            mask=pick(self.mask),
-            coil_maps=pick(self.coil_maps),
-            noise_std=self.noise_std[i : i + 1],  # type: ignore[index]
-            scale=torch.tensor([self.scale], dtype=torch.float32),
-            key=(f"{self.source}/{i}",),
-        )
+    def row(self, i: int, y: Tensor, mask: Tensor, coil_maps: Tensor, noise_std: Tensor) -> Measurement:
+        """Slice ``i`` as a Measurement."""
+        scale = torch.tensor([self.scale], dtype=torch.float32)
+        return Measurement(y, mask, coil_maps, noise_std, scale, (f"{self.source}/{i}",))
 
 
 class ScanDataset(Dataset[Measurement]):
@@ -118,10 +122,11 @@ class ScanDataset(Dataset[Measurement]):
         self.volumes: list[_Volume] = []
         for file in files:
             volume = _open_volume(Path(file))
-            self.volumes.append(volume)
             if budget > 0:
-                _load_volume(volume)
-                budget -= _bytes_of(volume)
+                arrays = _load_arrays(volume.path)
+                budget -= arrays.num_bytes
+                volume = replace(volume, arrays=arrays)
+            self.volumes.append(volume)
         self._starts = np.cumsum([0, *(v.count for v in self.volumes)])
 
     def __len__(self) -> int:
@@ -130,7 +135,9 @@ class ScanDataset(Dataset[Measurement]):
     def __getitem__(self, index: int) -> Measurement:
         position = int(np.searchsorted(self._starts, index, side="right")) - 1
         volume, i = self.volumes[position], index - int(self._starts[position])
-        return volume.measurement(i) if volume.in_memory else self._read(volume, i)
+        if volume.arrays is not None:
+            return volume.row(i, *volume.arrays.slice(i, volume.size))
+        return self._read(volume, i)
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -145,21 +152,20 @@ class ScanDataset(Dataset[Measurement]):
     def _read(self, volume: _Volume, i: int) -> Measurement:
         handle = self._pool.open(volume.path)
         pick = lambda name: handle[name][i if len(handle[name]) == volume.count else 0][None]  # noqa: E731
-        return Measurement(
-            y=torch.from_numpy(pick("kspace") / np.float32(volume.scale)),
-            mask=torch.from_numpy(compact_mask(pick("mask"))),
-            coil_maps=torch.from_numpy(pick("coil_maps")),
-            noise_std=torch.tensor([float(handle["noise_std"][i]) / volume.scale], dtype=torch.float32),
-            scale=torch.tensor([volume.scale], dtype=torch.float32),
-            key=(f"{volume.source}/{i}",),
+        return volume.row(
+            i,
+            torch.from_numpy(pick("kspace") / np.float32(volume.scale)),
+            torch.from_numpy(compact_mask(pick("mask"))),
+            torch.from_numpy(pick("coil_maps")),
+            torch.tensor([float(handle["noise_std"][i]) / volume.scale], dtype=torch.float32),
         )
 
 
 class ImageDataset(Dataset[ImageBatch]):
     """Complex images of HDF5 files written by :func:`write_images`, divided by their scale.
 
-    Used by the supervised objective (references of simulated sets) and by the M-step of EM (reconstructions). All images are
-    kept in memory.
+    Used by the supervised objective (references of simulated sets) and by the M-step of EM (reconstructions). All
+    images are kept in memory.
 
     Args:
         files: Image files.
@@ -199,9 +205,9 @@ class ImageDataset(Dataset[ImageBatch]):
 class StepSampler(Sampler[list[int]]):
     """Item numbers for every training step, a pure function of (seed, step).
 
-    An epoch visits each item at most once, in batches of one matrix size; what does not fill a batch waits for the next epoch,
-    which has another order. A size with fewer items than a batch gives one batch an epoch, with repeats. Rank r of w takes
-    every w-th item of a batch, from r.
+    An epoch visits each item at most once, in batches of one matrix size; what does not fill a batch waits for the
+    next epoch, which has another order. A size with fewer items than a batch gives one batch an epoch, with repeats.
+    Rank r of w takes every w-th item of a batch, from r.
 
     Args:
         sizes: Matrix size of every item (:attr:`ScanDataset.sizes`).
@@ -230,9 +236,7 @@ class StepSampler(Sampler[list[int]]):
         )
         self.batch_size, self.steps, self.seed, self.start = batch_size, steps, seed, start
         self.rank, self.world_size = rank, world_size
-        self._groups = [
-            torch.tensor([i for i, s in enumerate(sizes) if s == size]) for size in sorted(set(sizes))
-        ]
+        self._groups = [torch.tensor([i for i, s in enumerate(sizes) if s == size]) for size in sorted(set(sizes))]
         self.batches_per_epoch = sum(max(1, len(g) // batch_size) for g in self._groups)
         self._epoch: tuple[int, list[Tensor]] = (-1, [])
 
@@ -272,7 +276,12 @@ class ImageFile:
 
 
 def write_images(
-    path: PathLike, images: np.ndarray, keys: Sequence[str], *, scale: float = 1.0, attrs: Mapping[str, Any] | None = None
+    path: PathLike,
+    images: np.ndarray,
+    keys: Sequence[str],
+    *,
+    scale: float = 1.0,
+    attrs: Mapping[str, Any] | None = None,
 ) -> None:
     """Write images atomically: ``images`` (slices, 1, H, W) complex64 in raw units, ``key`` (slices,) text, ``scale``.
 
@@ -351,20 +360,15 @@ def _open_volume(path: Path) -> _Volume:
     return _Volume(path, count, (int(height), int(width)), source, scale)
 
 
-def _load_volume(volume: _Volume) -> None:
-    scan = read_prepared(volume.path)
-    scan_mask = torch.from_numpy(scan.mask)
+def _load_arrays(path: Path) -> _Arrays:
+    scan = read_prepared(path)
+    mask = torch.from_numpy(scan.mask)
     kspace = torch.from_numpy(scan.kspace / np.float32(scan.scale))
-    varying = [axis for axis in (-2, -1) if scan_mask.shape[axis] > 1]
-    if scan_mask.shape[0] == 1 and len(varying) == 1:
-        volume.axis = varying[0]
-        volume.lines = scan_mask.flatten().nonzero()[:, 0]
-        kspace = kspace.index_select(kspace.ndim + volume.axis, volume.lines)
-    volume.mask, volume.kspace = scan_mask, kspace.contiguous()
-    volume.coil_maps = torch.from_numpy(scan.coil_maps)
-    volume.noise_std = torch.from_numpy((scan.noise_std / scan.scale).astype(np.float32))
-
-
-def _bytes_of(volume: _Volume) -> int:
-    tensors = (volume.kspace, volume.coil_maps, volume.mask)
-    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+    noise_std = torch.from_numpy((scan.noise_std / scan.scale).astype(np.float32))
+    coil_maps = torch.from_numpy(scan.coil_maps)
+    varying = [axis for axis in (-2, -1) if mask.shape[axis] > 1]
+    if mask.shape[0] > 1 or len(varying) != 1:
+        return _Arrays(mask, noise_std, kspace, coil_maps)
+    (axis,) = varying
+    lines = mask.flatten().nonzero()[:, 0]
+    return _Arrays(mask, noise_std, kspace.index_select(kspace.ndim + axis, lines), coil_maps, axis, lines)

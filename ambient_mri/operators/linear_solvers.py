@@ -42,7 +42,7 @@ def conjugate_gradient(
     *,
     x0: Tensor | None = None,
     max_iterations: int = 50,
-    rtol: float = 1e-6,
+    rtol: float | Tensor = 1e-6,
 ) -> CGResult:
     """Solve ``operator(x) = b`` by conjugate gradients, each row as its own system.
 
@@ -52,7 +52,7 @@ def conjugate_gradient(
         x0: Start; zero when not given.
         max_iterations: Upper bound on iterations. With ``rtol=0`` exactly this many are run, without a look at the
             residual, so that nothing waits for the GPU.
-        rtol: A row stops changing when ||r|| <= rtol * ||b||.
+        rtol: A row stops changing when ||r|| <= rtol * ||b||; a number or (batch,).
 
     Returns:
         Solution in the shape and units of ``b``, with iterations, convergence and residual.
@@ -64,11 +64,12 @@ def conjugate_gradient(
     p = r
     rho = real_inner(r, r)
     tiny = torch.finfo(rho.dtype).tiny
-    bound = (rtol * rtol) * real_inner(b, b)
+    bound = torch.as_tensor(rtol, dtype=rho.dtype, device=rho.device).square() * real_inner(b, b)
+    checked = isinstance(rtol, Tensor) or rtol > 0
     iterations = 0
     for iterations in range(1, max_iterations + 1):
         active = rho > bound
-        if rtol > 0 and not bool(active.any()):
+        if checked and not bool(active.any()):
             iterations -= 1
             break
         q = operator(p)
@@ -89,7 +90,7 @@ def solve_regularized(
     *,
     x0: Tensor | None = None,
     max_iterations: int = 50,
-    rtol: float = 1e-6,
+    rtol: float | Tensor = 1e-6,
 ) -> CGResult:
     """Solve (A^H A + lam I) x = rhs.
 

@@ -1,4 +1,4 @@
-"""Reconstruction: from a scan and a prior to images with their uncertainty; from any linear measurement to a solution."""
+"""From a scan and a prior to images with their uncertainty; from any linear measurement to a solution."""
 
 from __future__ import annotations
 

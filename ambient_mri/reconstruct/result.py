@@ -26,8 +26,8 @@ class Solution:
         mean: (b, 1, H, W) mean of the samples.
         std: Standard deviation of the samples (of both parts together, where complex); None for a single sample.
         samples: (b, samples, 1, H, W).
-        residual: (b,) chi^2 = ||y - A x||^2 / (m noise_std^2), mean over the samples; near 1 for honest samples, NaN where
-            noise_std is 0.
+        residual: (b,) chi^2 = ||y - A x||^2 / (m noise_std^2), mean over the samples; near 1 for honest samples, NaN
+            where noise_std is 0.
         settings: Everything that made it, as plain data.
     """
 
@@ -46,12 +46,12 @@ class Reconstruction:
         mean: (slices, H, W) complex64, mean of the samples.
         std: (slices, H, W) float32, standard deviation of the complex samples; None for a single sample.
         samples: (slices, samples, H, W) complex64.
-        residual: (slices,) chi^2 = ||y - A x||^2 / (m noise_std^2), mean over the samples; near 1 for honest samples, NaN
-            where noise_std is 0.
+        residual: (slices,) chi^2 = ||y - A x||^2 / (m noise_std^2), mean over the samples; near 1 for honest samples,
+            NaN where noise_std is 0.
         zero_filled: (slices, H, W) complex64, A^H y.
         mask: (slices or 1, 1, H or 1, W or 1) bool.
-        phase: (slices, H, W) radians: the low-resolution phase that was moved into the coil maps, so that the prior did not
-            have to explain it; ``mean`` and ``samples`` have it again.
+        phase: (slices, H, W) radians: the low-resolution phase that was moved into the coil maps, so that the prior did
+            not have to explain it; ``mean`` and ``samples`` have it again.
         scale: Raw units per unit of the prior.
         noise_std: (slices,) level that the sampler used, per real part, raw units.
         recon_shape: Rows and columns after the centre crop.
@@ -95,7 +95,7 @@ class Reconstruction:
         return image[..., top : top + self.recon_shape[0], left : left + self.recon_shape[1]]
 
     def save(self, path: str | os.PathLike[str], *, samples: bool = False) -> list[Path]:
-        """Write it, cropped; the ending decides: .h5 (fastMRI's layout), .npz, .nii, .nii.gz, or .png (the middle slice).
+        """Write it, cropped, as the ending says: .h5 (fastMRI's layout), .npz, .nii, .nii.gz, .png (the middle slice).
 
         Args:
             path: Destination.

@@ -1,7 +1,7 @@
 r"""From a scan and a prior to a reconstruction, and from any linear measurement and a prior to a solution.
 
-    read -> mask, coil maps with the phase in them, scale, noise level (what is not given is inferred from the scan alone)
-         -> (slice, sample) pairs in batches -> posterior sampler -> mean, standard deviation, samples, residual, raw units
+    read -> mask, coil maps with the phase in them, scale, noise level (what is not given comes from the scan alone)
+         -> (slice, sample) pairs in batches -> posterior sampler -> mean, std, samples, residual, in raw units
 
 The noise level that the sampler uses is the larger of the scan's noise and the effective level that the residual of the
 calibration lines shows (:mod:`ambient_mri.sampling.calibration`). A reference image is neither asked for nor read.
@@ -31,9 +31,8 @@ from ambient_mri.prior import Prior, load_prior
 from ambient_mri.reconstruct.result import Reconstruction, ReconstructionWarning, Solution
 from ambient_mri.reconstruct.volume import ArrayLike, Chunk, Volume, read_raw
 from ambient_mri.sampling import Sampler, ambient_denoiser, make_sampler
-from ambient_mri.sampling.base import Level
-from ambient_mri.sampling.data_step import EXACT_MEMORY, MeasurementNoise, repeat_rows
-from ambient_mri.tensors import keyed_generator, per_row
+from ambient_mri.sampling.data_step import EXACT_MEMORY, DataStep, MeasurementNoise, repeat_rows
+from ambient_mri.tensors import keyed_generator
 
 if TYPE_CHECKING:
     from ambient_mri.data.files import SliceSelection
@@ -77,8 +76,9 @@ def reconstruct(
             (slices, coils, H, W) with the zero frequency at n//2.
         prior: A name, a prior folder, a Prior, or a Denoiser.
         mask: Sampled locations; inferred from the file or from exact zeros when None. Data outside it are ignored.
-        coil_maps: (coils, H, W) or (slices or 1, coils, H, W) complex; from the file, or estimated from the scan's own ACS.
-        noise_std: Noise per real and per imaginary part, raw units, a number or one a slice; from the file, or estimated.
+        coil_maps: (coils, H, W) or (slices or 1, coils, H, W) complex; from the file, or estimated from the scan's ACS.
+        noise_std: Noise per real and per imaginary part, raw units, a number or one a slice; from the file, or
+            estimated.
         samples: Samples a slice; a sampler that makes a point estimate (``one_step``) makes one.
         sampler: ``"split_gibbs"``, ``"dds"``, ``"one_step"`` or a Sampler.
         steps: Number of noise levels; the sampler's own default when None.
@@ -109,11 +109,11 @@ def reconstruct(
     batch = _slices_per_batch(rows, count, raw.shape)
     starts = range(0, len(raw), batch)
     results: dict[str, list[np.ndarray]] = {}
-    noted, found = _size_warning(loaded, raw.shape), {}
-    with _bar(progress, sum(_evaluations(min(batch, len(raw) - s), count, rows, method.steps) for s in starts)) as bar:
+    noted, found = _size_warning(loaded, raw.shape), dict[str, Any]()
+    with _bar(progress, len(raw) * count * method.steps) as bar:
         for start in starts:
             chunk = volume.chunk(slice(start, min(start + batch, len(raw))), where, transpose=transpose)
-            drawn = _draw_chunk(chunk, loaded, method, count, rows, seed, lambda *_: bar.update())
+            drawn = _draw_chunk(chunk.measurement, loaded.model, method, count, rows, seed, bar)
             for key, value in _raw_units(chunk, drawn, volume.scale, transpose).items():
                 results.setdefault(key, []).append(value)
             noted += [text for text in chunk.warnings if text not in noted]
@@ -185,10 +185,13 @@ def solve(
     rows = _rows_per_batch("auto" if batch_size is None else batch_size, shape, 1 if y.ndim < 4 else y.shape[1], where)
     levels = torch.as_tensor(noise_std, dtype=torch.float32, device=where).expand(len(y))
     keys = [("solve", seed, row) for row in range(len(y))]
-    with _bar(progress, _evaluations(len(y), count, rows, method.steps)) as bar:
-        drawn = _draw(
-            method, lambda *_: loaded.model, operator, y, levels, keys, count, rows, lambda *_: bar.update()  # type: ignore[arg-type,return-value]
-        )
+    data_step = method.make_data_step(operator, slices=len(y), samples=count, device=where)
+
+    def denoiser(generators: Sequence[torch.Generator], repeats: int) -> Denoiser:
+        return loaded.model  # type: ignore[return-value]
+
+    with _bar(progress, len(y) * count * method.steps) as bar:
+        drawn = _draw(method, denoiser, operator, y, levels, data_step, keys, count, rows, bar)
     settings = {**_describe(loaded, method, count, seed, where), "operator": repr(operator), "run": drawn.status}
     return Solution(
         mean=drawn.samples.mean(dim=1),
@@ -200,25 +203,27 @@ def solve(
 
 
 def _draw_chunk(
-    chunk: Chunk,
-    prior: Prior,
+    m: Measurement,
+    model: Denoiser | ConditionalDenoiser,
     method: Sampler,
     count: int,
     rows: int,
     seed: int,
-    update: Callable[[Level, Tensor], None],
+    bar: Any,
 ) -> _Drawn:
-    m = chunk.measurement
     operator = sense(m.coil_maps, m.mask, axes=m.axes)  # type: ignore[arg-type]
-    keys = [("reconstruct", seed, key) for key in m.key]
-    model = prior.model
+    data_step = method.make_data_step(operator, slices=len(m), samples=count, device=m.y.device)
+    if len(m) > 1 and data_step.name != "exact":
+        # An iterative solver stops all rows of a batch at one tolerance; a slice's must not depend on its neighbours.
+        return _joined([_draw_chunk(m[i], model, method, count, rows, seed, bar) for i in range(len(m))])
 
     def denoiser(generators: Sequence[torch.Generator], repeats: int) -> Denoiser:
         if isinstance(model, Denoiser):
             return model
         return ambient_denoiser(model, _repeated(m, repeats), generators)
 
-    return _draw(method, denoiser, operator, m.y, m.noise_std, keys, count, rows, update)
+    keys = [("reconstruct", seed, key) for key in m.key]
+    return _draw(method, denoiser, operator, m.y, m.noise_std, data_step, keys, count, rows, bar)
 
 
 def _draw(
@@ -227,27 +232,37 @@ def _draw(
     operator: LinearOperator,
     y: Tensor,
     noise_std: Tensor,
+    data_step: DataStep,
     keys: Sequence[tuple[int | str, ...]],
     count: int,
     rows: int,
-    update: Callable[[Level, Tensor], None],
+    bar: Any,
 ) -> _Drawn:
     """``count`` samples for each of the n rows of ``y``, about ``rows`` (row, sample) pairs at a time."""
-    data_step = method.make_data_step(operator, slices=len(y), samples=count, device=y.device)
-    images, residuals, status = [], [], {}
+    images, residuals, status = [], [], dict[str, Any]()
     size = max(1, rows // len(y))
     for first in range(0, count, size):
         picked = range(first, min(first + size, count))
         generators = [keyed_generator(*key, k, device=y.device) for key in keys for k in picked]
-        prior = denoiser(generators, len(picked))
         result = method.sample(
-            prior, operator, y, noise_std, generators=generators, data_step=data_step, callback=update
+            denoiser(generators, len(picked)),
+            operator,
+            y,
+            noise_std,
+            generators=generators,
+            data_step=data_step,
+            callback=lambda level, x: bar.update(len(x)),
         )
         status = status or result.status
         chi2 = _chi2(operator, y, result.x, noise_std, len(picked))
         images.append(result.x.reshape(len(y), len(picked), *result.x.shape[1:]).cpu())
         residuals.append(chi2.reshape(len(y), len(picked)).cpu())
     return _Drawn(torch.cat(images, dim=1), torch.cat(residuals, dim=1), status)
+
+
+def _joined(parts: Sequence[_Drawn]) -> _Drawn:
+    """Slices one after the other."""
+    return _Drawn(torch.cat([p.samples for p in parts]), torch.cat([p.residual for p in parts]), parts[0].status)
 
 
 def _chi2(operator: LinearOperator, y: Tensor, x: Tensor, noise_std: Tensor, repeats: int) -> Tensor:
@@ -332,10 +347,6 @@ def _slices_per_batch(rows: int, samples: int, shape: tuple[int, int]) -> int:
     return max(1, min(rows // samples, EXACT_MEMORY // table))
 
 
-def _evaluations(slices: int, samples: int, rows: int, steps: int) -> int:
-    return math.ceil(samples / max(1, rows // slices)) * steps
-
-
 def _size_warning(prior: Prior, shape: tuple[int, int]) -> list[str]:
     trained = prior.metadata.get("image_shape")
     if not trained:
@@ -344,8 +355,8 @@ def _size_warning(prior: Prior, shape: tuple[int, int]) -> list[str]:
     if 0.5 <= ratio <= 2:
         return []
     return [
-        f"this scan has {shape[0]} x {shape[1]} pixels, the prior {prior.name!r} was trained on {trained[0]} x {trained[1]}: "
-        "structures have another size in pixels than it knows."
+        f"this scan has {shape[0]} x {shape[1]} pixels, the prior {prior.name!r} was trained on {trained[0]} x "
+        f"{trained[1]}: structures have another size in pixels than it knows."
     ]
 
 
@@ -370,4 +381,4 @@ def _bar(progress: bool, total: int) -> Any:
     from tqdm.auto import tqdm
 
     # None: shown in a terminal only.
-    return tqdm(total=total, desc="reconstruct", unit="step", leave=False, disable=None if progress else True)
+    return tqdm(total=total, desc="sampling", unit="step", leave=False, disable=None if progress else True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ambient_mri._checks import check_finite, check_positive, check_shape, require
+from ambient_mri._checks import DataError, check_finite, check_positive, check_shape, require
 from ambient_mri.coil_maps import absorb_phase, estimate_coil_maps
 from ambient_mri.data.normalize import estimate_noise_std, measured_scale
 from ambient_mri.measurement import Measurement
@@ -154,6 +154,9 @@ def read_raw(
     from ambient_mri.data.files import select_slices
     from ambient_mri.data.readers import RawScan, from_arrays, read_scan
 
+    if mask is not None:
+        sampled = bool(torch.as_tensor(mask).any())
+        require(sampled, "mask selects no k-space location: nothing would be measured. Is it inverted?", DataError)
     if isinstance(scan, RawScan):
         raw = scan
     elif isinstance(scan, np.ndarray | Tensor):
@@ -176,9 +179,8 @@ def _given_maps(coil_maps: ArrayLike, kspace: tuple[int, ...]) -> np.ndarray:
     maps = maps[None] if maps.ndim == 3 else maps
     require(maps.is_complex(), f"coil_maps must be complex (slices or 1, coils, H, W); got {maps.dtype}.")
     per_slice = kspace[0] if maps.ndim == 4 and maps.shape[0] != 1 else 1
-    check_shape(
-        "coil_maps", maps, (per_slice, *kspace[1:]), f"K-space has shape {kspace}. Were the maps estimated from another scan?"
-    )
+    hint = f"K-space has shape {kspace}. Were the maps estimated from another scan?"
+    check_shape("coil_maps", maps, (per_slice, *kspace[1:]), hint)
     check_finite("coil_maps", maps)
     return maps.to(torch.complex64).numpy()
 
@@ -189,7 +191,7 @@ def _normalised(maps: Tensor) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     support = norm > 1e-3 * norm.amax()
     require(bool(support.any()), "coil_maps are zero everywhere.")
     off = float((norm[support] - 1).abs().max())
-    notes = ()
+    notes: tuple[str, ...] = ()
     if off > 0.02:
         notes = (
             "coil_maps did not have sum |S|^2 = 1 where they see the object; they were normalised, so the image is the "

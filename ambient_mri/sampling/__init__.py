@@ -42,7 +42,7 @@ def make_sampler(sampler: str | Sampler, steps: int | None = None, **options: An
     given = options if steps is None else {"steps": steps, **options}
     if isinstance(sampler, Sampler):
         if given:
-            raise AmbientMRIError(f"{', '.join(given)} cannot be changed on a Sampler instance: set it where it is made.")
+            raise AmbientMRIError(f"{', '.join(given)} cannot be changed on a Sampler: set it where it is made.")
         return sampler
     check_option("sampler", sampler, SAMPLERS)
     try:

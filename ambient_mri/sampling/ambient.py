@@ -64,8 +64,8 @@ def ambient_denoiser(
         model: The ambient network.
         measurement: One row for each generator.
         generators: One a row.
-        keep: Range of the share of the scan's own lines that a further mask keeps: the dense part of what training drew,
-            because a denoiser should see as much of x_t as it can.
+        keep: Range of the share of the scan's own lines that a further mask keeps: the dense part of what training
+            drew, because a denoiser should see as much of x_t as it can.
         masks: Further masks to average over at every call.
     """
     law = OneScan(measurement.mask, measurement.image_shape)

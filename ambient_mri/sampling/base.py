@@ -1,10 +1,12 @@
 r"""What a sampler is: a noise ladder, a start, a loop, and one step that a subclass writes.
 
-Symbols: x_t = x0 + sigma n, the state at diffusion noise sigma; D(x_t) = E[x0 | x_t], the denoiser; r_t its posterior standard
-deviation per real part; y = A x0 + noise of standard deviation noise_std per real part; lam_t = noise_std^2 / r_t^2.
+Symbols: x_t = x0 + sigma n, the state at diffusion noise sigma; D(x_t) = E[x0 | x_t], the denoiser; r_t its posterior
+standard deviation per real part; y = A x0 + noise of standard deviation noise_std per real part;
+lam_t = noise_std^2 / r_t^2.
 
-A sampler takes (denoiser, operator, y, noise_std) and knows nothing of MRI. The rows of a batch are (slice, sample) pairs,
-slice by slice, and every row owns its random stream and its ladder: a result does not depend on the batch that it was computed in.
+A sampler takes (denoiser, operator, y, noise_std) and knows nothing of MRI. The rows of a batch are (slice, sample)
+pairs, slice by slice, and every row owns its random stream and its ladder: a result does not depend on the batch that
+it was computed in.
 """
 
 from __future__ import annotations
@@ -21,12 +23,18 @@ from ambient_mri._checks import AmbientMRIError, PriorError, check_finite, requi
 from ambient_mri.denoiser import AmbientDenoiser, ConditionalDenoiser, Denoiser
 from ambient_mri.noise import karras_ladder
 from ambient_mri.operators.base import LinearOperator
-from ambient_mri.sampling.data_step import DataStep, MeasurementNoise, make_data_step, repeat_rows
+from ambient_mri.sampling.data_step import (
+    DataStep,
+    MeasurementNoise,
+    make_data_step,
+    relative_tolerance,
+    repeat_rows,
+)
 from ambient_mri.tensors import per_row, randn_like_rows
 
 __all__ = ["Callback", "Level", "Problem", "Sampler", "SamplerResult"]
 
-# Lowest lam_t: noiseless data count as data whose noise is a hundredth of r_t, and single precision can still tell what A sees.
+# Lowest lam_t: noiseless data count as data with a noise of r_t / 100; single precision still tells what A sees.
 LAM_FLOOR = 1e-4
 
 
@@ -40,6 +48,7 @@ class Level:
         sigma_next: (b,) noise of the state that it returns; zero at the last level.
         r_t: (b,) the denoiser's posterior standard deviation at sigma.
         lam: (b,) lam_t, floored.
+        rtol: (b,) tolerance of an iterative data step.
         last: Whether the step returns the result.
     """
 
@@ -48,6 +57,7 @@ class Level:
     sigma_next: Tensor
     r_t: Tensor
     lam: Tensor
+    rtol: Tensor
     last: bool
 
 
@@ -188,7 +198,7 @@ class Sampler(ABC):
         """
         self.check_denoiser(denoiser)
         problem = self._pose(denoiser, operator, y, noise_std, generators, image_shape, data_step)
-        levels = self._levels(denoiser, problem.noise_std)
+        levels = self._levels(problem)
         x = self._start(problem, levels[0].sigma, x_init)
         for level in levels:
             x = self.step(problem, level, x)
@@ -231,7 +241,8 @@ class Sampler(ABC):
         Raises:
             PriorError: With the reason.
         """
-        require(kind in self.accepts, f"{self.name} is not valid for a prior of kind {kind!r}: {self.refusal}", PriorError)
+        message = f"{self.name} is not valid for a prior of kind {kind!r}: {self.refusal}"
+        require(kind in self.accepts, message, PriorError)
 
     def describe(self) -> dict[str, Any]:
         """The settings, as plain data."""
@@ -250,18 +261,18 @@ class Sampler(ABC):
         """Noise levels for one row, (steps,), descending."""
         return karras_ladder(self.steps, *self.sigma_range(denoiser, noise_std), self.rho)
 
-    def _levels(self, denoiser: Denoiser, noise_std: Tensor) -> list[Level]:
+    def _levels(self, problem: Problem) -> list[Level]:
+        """The ladder of every row, with what follows from it."""
+        denoiser, noise_std = problem.denoiser, problem.noise_std
         values = noise_std.tolist()
         ladders = {value: self.ladder(denoiser, value) for value in set(values)}
-        table = torch.stack([ladders[value] for value in values], dim=1).to(noise_std)  # (steps, b)
-        levels = []
-        for index, sigma in enumerate(table):
-            last = index == len(table) - 1
-            r_t = denoiser.posterior_std(sigma)
-            lam = (noise_std / r_t).square().clamp_min(LAM_FLOOR)
-            following = torch.zeros_like(sigma) if last else table[index + 1]
-            levels.append(Level(index, sigma, following, r_t, lam, last))
-        return levels
+        sigmas = torch.stack([ladders[value] for value in values], dim=1).to(noise_std)  # (steps, b)
+        following = torch.cat([sigmas[1:], torch.zeros_like(sigmas[:1])])
+        r_t = torch.stack([denoiser.posterior_std(sigma) for sigma in sigmas])
+        lam = (noise_std / r_t).square().clamp_min(LAM_FLOOR)
+        rtol = relative_tolerance(problem.backprojection, lam, r_t)
+        last = len(sigmas) - 1
+        return [Level(i, sigmas[i], following[i], r_t[i], lam[i], rtol[i], i == last) for i in range(len(sigmas))]
 
     def _pose(
         self,
@@ -276,14 +287,15 @@ class Sampler(ABC):
         slices, rows = len(y), len(generators)
         require(
             rows > 0 and rows % max(slices, 1) == 0,
-            f"{rows} generators do not fit y of {slices} slices: one generator a row is needed, the same number of rows a slice.",
+            f"{rows} generators do not fit y of {slices} slices: one generator a row is needed, and the same number of "
+            "rows for every slice.",
         )
         check_finite("y", y)
         backprojection = operator.H(y)
         found = tuple(backprojection.shape[1:])
         require(
             image_shape is None or tuple(image_shape) == found,
-            f"image_shape is {image_shape and tuple(image_shape)}, but {operator.name} and y make images of shape {found}.",
+            f"image_shape is {image_shape}, but {operator.name} and y make images of shape {found}.",
         )
         repeats = rows // slices
         if data_step is None:

@@ -1,10 +1,10 @@
 r"""How well a scan's coil maps explain the scan: an effective noise level from the residual of its calibration lines.
 
-    x_low = argmin || A_acs x - y_acs ||^2 + lam || x ||^2 ,      effective_noise_std = || y_acs - A_acs x_low || / sqrt(m)
+    x_low = argmin || A_acs x - y_acs ||^2 + lam || x ||^2 ,   effective_noise_std = || y_acs - A_acs x_low || / sqrt(m)
 
-A_acs is A with the calibration region as its mask, m the real numbers measured there. With exact maps the residual is noise, a
-little less of it than the scan holds; errors of the maps add to it. A sampler that trusts the data beyond this level fits the
-errors of the maps, so it uses the larger of this and the noise of the scan.
+A_acs is A with the calibration region as its mask, m the real numbers measured there. With exact maps the residual is
+noise, a little less of it than the scan holds; errors of the maps add to it. A sampler that trusts the data beyond this
+level fits the errors of the maps, so it uses the larger of this and the noise of the scan.
 """
 
 from __future__ import annotations

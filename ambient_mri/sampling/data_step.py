@@ -4,14 +4,14 @@ r"""The data step that every sampler shares: pull an image towards the measureme
 
 x is the mean of x0 given y = A x0 + noise and the belief x0 ~ N(v, r^2). Two solvers, equal results:
 
-* **exact**, for SENSE with a mask that is constant along the readout. A^H A couples pixels along the phase-encode axis alone,
-  so it splits into one W x W Hermitian block a readout position, G = K * (S^H S) with K = F^H P F and * entry by entry.
-  With G = Q diag(g) Q^H, computed once a scan, every step for every lam and every sample is two batched products:
-  x = Q ( Q^H (A^H y + lam v) / (g + lam) ).
-* **conjugate gradients** from v, for any operator. From there the iterates differ from v in the range of A^H alone, so what
-  A does not see keeps the value that the prior gave it, however early the solver stops. It stops when the residual is a tenth
-  of lam r, the size of the prior's own uncertainty in this equation: few iterations where lam is large, and as many as weakly
-  encoded directions need where it is small.
+* **exact**, for SENSE with a mask that is constant along the readout. A^H A couples pixels along the phase-encode axis
+  alone, so it splits into one W x W Hermitian block a readout position, G = K * (S^H S) with K = F^H P F and * entry by
+  entry. With G = Q diag(g) Q^H, computed once a scan, every step for every lam and every sample is two batched
+  products: x = Q ( Q^H (A^H y + lam v) / (g + lam) ).
+* **conjugate gradients** from v, for any operator. From there the iterates differ from v in the range of A^H alone, so
+  what A does not see keeps the value that the prior gave it, however early the solver stops. It stops when the residual
+  is a tenth of lam r, the size of the prior's own uncertainty in this equation (:func:`relative_tolerance`): few
+  iterations where lam is large, and as many as weakly encoded directions need where it is small.
 
 Rows of a batch are (slice, sample) pairs, slice by slice; the blocks are kept once a slice.
 """
@@ -39,6 +39,7 @@ __all__ = [
     "MeasurementNoise",
     "exact_bytes",
     "make_data_step",
+    "relative_tolerance",
     "repeat_rows",
 ]
 
@@ -46,8 +47,8 @@ __all__ = [
 EXACT_MEMORY = 2**30
 # Seconds on one CPU core, measured at 128 to 320 pixels and 4 to 16 coils; only their ratios decide.
 _EIGH, _APPLY, _APPLY_ROW, _CG_PIXEL = 1.3e-9, 4e-9, 0.6e-9, 1.8e-7
-# Residual of conjugate gradients in units of lam r, and the least that single precision reaches relative to the right-hand side.
-_ACCURACY, _RTOL_FLOOR = 0.1, 1e-6
+# Residual of conjugate gradients, in units of lam r.
+_ACCURACY = 0.1
 # Eigendecompositions at a time, to bound the workspace.
 _CHUNK = 64
 
@@ -66,14 +67,14 @@ class DataStep(ABC):
     residual: Tensor | None = None
 
     @abstractmethod
-    def __call__(self, data: Tensor, guess: Tensor, lam: Tensor, r: Tensor) -> Tensor:
+    def __call__(self, data: Tensor, guess: Tensor, lam: Tensor, rtol: Tensor) -> Tensor:
         """Solve for every row.
 
         Args:
             data: A^H y, (b, 1, H, W).
             guess: v, same shape.
             lam: (b,), positive.
-            r: (b,), the uncertainty of v per real part; an iterative solver's accuracy follows from it.
+            rtol: (b,) residual relative to the right-hand side at which an iterative solver may stop.
 
         Returns:
             x, same shape.
@@ -87,27 +88,21 @@ class ConjugateGradientStep(DataStep):
         operator: A, for ``slices`` rows.
         slices: Rows of the operator; a batch may hold any multiple of it.
         max_iterations: Upper bound on iterations.
-        accuracy: A row stops when its residual is below ``accuracy * lam * r`` (rms per real part).
     """
 
     name = "conjugate_gradient"
 
-    def __init__(self, operator: LinearOperator, *, slices: int, max_iterations: int = 100, accuracy: float = _ACCURACY) -> None:
+    def __init__(self, operator: LinearOperator, *, slices: int, max_iterations: int = 100) -> None:
         require(max_iterations >= 1, f"max_iterations must be at least 1; got {max_iterations}.")
-        self.operator, self.slices = operator, slices
-        self.max_iterations, self.accuracy = max_iterations, accuracy
+        self.operator, self.slices, self.max_iterations = operator, slices, max_iterations
         self._expanded: tuple[int, LinearOperator] = (1, operator)
 
-    def __call__(self, data: Tensor, guess: Tensor, lam: Tensor, r: Tensor) -> Tensor:
+    def __call__(self, data: Tensor, guess: Tensor, lam: Tensor, rtol: Tensor) -> Tensor:
         repeats = len(guess) // self.slices
         if repeats != self._expanded[0]:
             self._expanded = (repeats, self.operator.repeat_interleave(repeats))
         rhs = data + per_row(lam, guess) * guess
-        rms = (real_inner(rhs, rhs) / (rhs[0].numel() * (2 if rhs.is_complex() else 1))).sqrt()
-        rtol = max(float((self.accuracy * lam * r / rms.clamp_min(1e-30)).min()), _RTOL_FLOOR)
-        result = solve_regularized(
-            self._expanded[1], rhs, lam, x0=guess, max_iterations=self.max_iterations, rtol=rtol
-        )
+        result = solve_regularized(self._expanded[1], rhs, lam, x0=guess, max_iterations=self.max_iterations, rtol=rtol)
         self.iterations += result.iterations
         self.residual = result.residual
         return result.x
@@ -140,7 +135,7 @@ class ExactStep(DataStep):
         """Number of slices whose blocks are kept."""
         return self.eigenvalues.shape[0]
 
-    def __call__(self, data: Tensor, guess: Tensor, lam: Tensor, r: Tensor) -> Tensor:
+    def __call__(self, data: Tensor, guess: Tensor, lam: Tensor, rtol: Tensor) -> Tensor:
         slices, rows = self.slices, len(guess)
         right = (data + per_row(lam, guess) * guess)[:, 0]
         right = right.mT if self.transposed else right
@@ -200,9 +195,9 @@ def make_data_step(
 ) -> DataStep:
     """The data step for one operator.
 
-    "auto" takes the exact one on a CPU where the operator allows it, its table stays below 1 GiB and, by a cost model fitted to
-    measured times, it is the faster one for this many steps and samples. On a GPU it takes conjugate gradients: transforms
-    are cheap there, and many small eigendecompositions are not.
+    "auto" takes the exact one on a CPU where the operator allows it, its table stays below 1 GiB and, by a cost model
+    fitted to measured times, it is the faster one for this many steps and samples. On a GPU it takes conjugate
+    gradients: transforms are cheap there, and many small eigendecompositions are not.
 
     Args:
         operator: A, for ``slices`` rows.
@@ -221,6 +216,23 @@ def make_data_step(
     if method == "exact" or (method == "auto" and on_cpu and _exact_pays(operator, slices, samples, steps)):
         return ExactStep(operator)
     return ConjugateGradientStep(operator, slices=slices, max_iterations=max_iterations)
+
+
+def relative_tolerance(backprojection: Tensor, lam: Tensor, r: Tensor) -> Tensor:
+    """Tolerance of an iterative data step, (..., b): a residual of a tenth of lam r, over the size of A^H y + lam v.
+
+    It depends on the slice and its noise, not on the state: every sample of a slice has the same one.
+
+    Args:
+        backprojection: A^H y, (b, 1, H, W).
+        lam: (..., b).
+        r: (..., b), uncertainty of v per real part.
+    """
+    parts = 2 if backprojection.is_complex() else 1
+    rms = (real_inner(backprojection, backprojection) / (backprojection[0].numel() * parts)).sqrt()
+    size = ((1 + lam) * rms).clamp_min(torch.finfo(rms.dtype).tiny)
+    # Rounding allows no less than some ten units in the last place.
+    return (_ACCURACY * lam * r / size).clamp(10 * torch.finfo(rms.dtype).eps, 0.1)
 
 
 def exact_bytes(operator: LinearOperator, slices: int) -> int | None:

@@ -7,8 +7,9 @@ With lam_t = noise_std^2 / r_t^2 and white e:
 
 Good means after 20-50 evaluations; the samples are under-dispersed, because x' is a mean and not a draw.
 
-Reference: Chung et al. 2023, arXiv:2303.05754, algorithm 1. Differs: 1. lam_t follows from the noise and the prior's error
-instead of a constant. 2. the solve is to tolerance, not a fixed handful of iterations. 3. variance-exploding noise.
+Reference: Chung et al. 2023, arXiv:2303.05754, algorithm 1. Differs: 1. lam_t follows from the noise and the prior's
+error instead of a constant. 2. the solve is to tolerance, not a fixed handful of iterations. 3. variance-exploding
+noise.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class DDS(Sampler):
 
     def step(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
         denoised = problem.denoise(x_t, level.sigma)
-        x = problem.data_step(problem.backprojection, denoised, level.lam, level.r_t)
+        x = problem.data_step(problem.backprojection, denoised, level.lam, level.rtol)
         if level.last:
             return x
         direction = (x_t - denoised) / per_row(level.sigma, x)

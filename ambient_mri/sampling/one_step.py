@@ -1,9 +1,9 @@
-r"""One-step reconstruction with an ambient network: the network at the data's own noise level, then a data-consistency solve.
+r"""One-step reconstruction: an ambient network at the data's own noise level, then a data-consistency solve.
 
     D = network(y, sigma = noise_std, A) ,      ( A^H A + lam I ) x = A^H y + lam D ,      lam = noise_std^2 / r^2
 
-r is the ambient network's error. Training at sigma = noise_std supervises the network on lines that it did not see, and on those
-alone: both parts belong to the estimator. It is a point estimate; there is nothing to sample.
+r is the ambient network's error. Training at sigma = noise_std supervises the network on lines that it did not see, and
+on those alone: both parts belong to the estimator. It is a point estimate; there is nothing to sample.
 
 Reference: Millard & Chiew 2024, arXiv:2210.01696 (robust SSDU); Daras et al. 2024, arXiv:2404.10177.
 """
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ambient_mri._checks import PriorError, require
+from ambient_mri._checks import PriorError
 from ambient_mri.denoiser import AmbientDenoiser, Denoiser
 from ambient_mri.sampling.base import Level, Problem, Sampler
 from ambient_mri.sampling.data_step import repeat_rows
@@ -33,8 +33,8 @@ class OneStep(Sampler):
     name: ClassVar[str] = "one_step"
     accepts: ClassVar[tuple[str, ...]] = ("ambient",)
     refusal: ClassVar[str] = (
-        "one step reconstructs with a network that was trained to fill in missing measurements; a clean denoiser only removes "
-        "noise. Use split_gibbs or dds."
+        "one step reconstructs with a network that was trained to fill in missing measurements; a clean denoiser only "
+        "removes noise. Use split_gibbs or dds."
     )
     stochastic: ClassVar[bool] = False
 
@@ -47,9 +47,10 @@ class OneStep(Sampler):
 
     def step(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
         ambient = problem.denoiser
-        require(isinstance(ambient, AmbientDenoiser), f"{self.name} needs an ambient network. {self.refusal}", PriorError)
-        kept = ambient.measurement.mask  # type: ignore[attr-defined]
-        kept = repeat_rows(kept, len(x_t) // len(kept))
+        if not isinstance(ambient, AmbientDenoiser):
+            raise PriorError(f"{self.name} needs an ambient network: {self.refusal}")
+        mask = ambient.measurement.mask
+        kept = repeat_rows(mask, len(x_t) // len(mask))
         problem.evaluations += 1
-        guess = ambient.model(problem.y, level.sigma, problem.operator, kept)  # type: ignore[operator]
-        return problem.data_step(problem.backprojection, guess, level.lam, level.r_t)
+        guess = ambient.model(problem.y, level.sigma, problem.operator, kept)
+        return problem.data_step(problem.backprojection, guess, level.lam, level.rtol)

@@ -1,15 +1,15 @@
-r"""Split Gibbs sampling, the default: alternate between the prior (one denoiser call) and the exact linear-Gaussian data step.
+r"""Split Gibbs sampling, the default: in turns the prior, one denoiser call, and the exact linear-Gaussian data step.
 
 With white e1 (in the space of y), e2 and e3 (image), lam_t = noise_std^2 / r_t^2:
 
-    ( A^H A + lam_t I ) x' = A^H ( y + noise_std e1 ) + lam_t ( D(x_t) + r_t e2 ) ,      x_next = x' + sigma_next e3
+    ( A^H A + lam_t I ) x' = A^H ( y + noise_std e1 ) + lam_t ( D(x_t) + r_t e2 ) ,  x_next = x' + sigma_next e3
 
-x' is an exact draw of x0 given y and the belief x0 ~ N(D(x_t), r_t^2): "perturb and solve" gives it for the price of one
-linear solve. Nothing is propagated back through the network.
+x' is an exact draw of x0 given y and the belief x0 ~ N(D(x_t), r_t^2): "perturb and solve" gives it for the price of
+one linear solve. Nothing is propagated back through the network.
 
 Reference: Wu et al. 2024, arXiv:2405.18782 (PnP-DM); Zhang et al. 2024, arXiv:2407.01521 (DAPS), both for linear A.
-Differs: 1. the prior step is one denoiser call with its posterior variance r_t^2, not a reverse diffusion. 2. r_t comes from the
-prior's error curve where it has one.
+Differs: 1. the prior step is one denoiser call with its posterior variance r_t^2, not a reverse diffusion. 2. r_t comes
+from the prior's error curve where it has one.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class SplitGibbs(Sampler):
 
     Args:
         steps: Number of noise levels.
-        final: ``"sample"``: the last step is perturbed like every other, and the result is a sample. ``"mean"``: it is not,
-            and the result is the mean of x0 given y and the last state, with less noise and too small a variance.
+        final: ``"sample"``: the last step is perturbed like every other, and the result is a sample. ``"mean"``: it is
+            not, and the result is the mean of x0 given y and the last state, with less noise and too small a variance.
         options: Of :class:`Sampler`.
     """
 
@@ -47,5 +47,5 @@ class SplitGibbs(Sampler):
         if not (level.last and self.final == "mean"):
             data = data + per_row(problem.noise_std, data) * problem.backprojected_noise()
             guess = guess + per_row(level.r_t, guess) * problem.image_noise()
-        x = problem.data_step(data, guess, level.lam, level.r_t)
+        x = problem.data_step(data, guess, level.lam, level.rtol)
         return x if level.last else x + per_row(level.sigma_next, x) * problem.image_noise()

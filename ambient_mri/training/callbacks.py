@@ -1,4 +1,4 @@
-"""Lightning callbacks: averaged weights, throughput, progress in a log file, one-step quality, periodic export of the prior."""
+"""Lightning callbacks: averaged weights, throughput, progress in a log file, one-step quality, pictures, export."""
 
 from __future__ import annotations
 
@@ -15,11 +15,25 @@ from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, TQDMPr
 from torch import Tensor
 
 from ambient_mri._checks import check_positive
+from ambient_mri.data.datasets import ImageBatch
 from ambient_mri.denoiser import ConditionalDenoiser
 from ambient_mri.measurement import Measurement
 from ambient_mri.metrics import psnr
+from ambient_mri.operators import sense
+from ambient_mri.sampling import OneStep, ambient_denoiser
+from ambient_mri.tensors import keyed_generator, per_row, randn_like_rows
 
-__all__ = ["EMA", "OneStepQuality", "PeriodicExport", "ProgressLines", "Throughput", "checkpoints", "progress_bar"]
+__all__ = [
+    "EMA",
+    "OneStepQuality",
+    "PeriodicExport",
+    "ProgressLines",
+    "SampleSheets",
+    "Throughput",
+    "checkpoints",
+    "one_step",
+    "progress_bar",
+]
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +49,8 @@ class EMA(WeightAveraging):
     Args:
         half_life: Share of the run.
 
-    Source: Karras et al. 2024, arXiv:2312.02696, section 3.1 (power-function averaging: a half-life in step with the run).
+    Source: Karras et al. 2024, arXiv:2312.02696, section 3.1 (power-function averaging: a half-life in step with the
+    run).
     """
 
     def __init__(self, half_life: float = 0.05) -> None:
@@ -47,6 +62,10 @@ class EMA(WeightAveraging):
     def _average(self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
         decay = 0.5 ** (1 / (self.half_life * max(int(count), 1)))
         torch._foreach_lerp_(list(averaged), list(current), 1 - decay)
+
+    def restore(self, module: pl.LightningModule) -> None:
+        """Give ``module`` the averaged weights."""
+        self._copy_average_to_current(module)
 
 
 class Throughput(pl.Callback):
@@ -95,10 +114,9 @@ class ProgressLines(pl.Callback):
         start, since = self._first
         per_step = (now - since) / max(trainer.global_step - start, 1)
         left = per_step * (trainer.max_steps - trainer.global_step)
-        log.info(
-            "step %d of %d | mean loss %.4g | %.1f images/s | %d min left",
-            trainer.global_step, trainer.max_steps, self._mean.take(), len(batch) * trainer.world_size / per_step, left / 60,
-        )  # fmt: skip
+        rate = len(batch) * trainer.world_size / per_step
+        text = "step %d of %d | mean loss %.4g | %.1f images/s | %d min left"
+        log.info(text, trainer.global_step, trainer.max_steps, self._mean.take(), rate, left / 60)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
@@ -107,21 +125,17 @@ class ProgressLines(pl.Callback):
 
 
 class OneStepQuality(pl.Callback):
-    """Logs ``val/one_step_psnr``: D(y, noise_std, A) of an ambient network against references that the training never sees.
+    """Logs ``val/one_step_psnr`` of an ambient network, against references that training never sees.
 
     PSNR of the magnitude, the reference slice's maximum as data range.
 
     Args:
         references: Scaled reference images (1, 1, H, W) by key, of simulated sets.
-        forward_operator: Gives A for a batch.
     """
 
-    def __init__(
-        self, references: Mapping[str, Tensor], forward_operator: Callable[[Measurement], Any]
-    ) -> None:
-        self.references, self.forward_operator = references, forward_operator
+    def __init__(self, references: Mapping[str, Tensor]) -> None:
+        self.references = references
 
-    @torch.no_grad()
     def on_validation_batch_end(
         self,
         trainer: pl.Trainer,
@@ -131,14 +145,72 @@ class OneStepQuality(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        model: Any = pl_module.model
-        known = isinstance(batch, Measurement) and all(k in self.references for k in batch.key)
-        if not known or not isinstance(model, ConditionalDenoiser):
+        model = pl_module.model
+        if not isinstance(model, ConditionalDenoiser) or not all(k in self.references for k in batch.key):
             return
-        estimate = model(batch.y, batch.noise_std.clamp_min(1e-4), self.forward_operator(batch), batch.mask)
-        pairs = zip(estimate.abs().cpu(), (self.references[k].abs() for k in batch.key), strict=True)
-        values = [float(psnr(r[0].numpy(), e.numpy(), data_range=float(r.max()))) for e, r in pairs]
+        pairs = zip(one_step(model, batch).abs().cpu(), (self.references[k][0].abs() for k in batch.key), strict=True)
+        values = [psnr(reference, estimate) for estimate, reference in pairs]
         pl_module.log("val/one_step_psnr", sum(values) / len(values), batch_size=len(batch), sync_dist=True)
+
+
+class SampleSheets(pl.Callback):
+    """Pictures of held-out slices after every validation, ``samples/step00001000.png``; must stand before :class:`EMA`.
+
+    Ambient networks: back-projection, one-step reconstruction, and the reference where there is one. Clean denoisers:
+    image, noisy image, denoised image.
+
+    Args:
+        folder: Where the pictures go.
+        references: As for :class:`OneStepQuality`; may be empty.
+        count: Slices in a picture.
+    """
+
+    def __init__(self, folder: Path, references: Mapping[str, Tensor], count: int = 4) -> None:
+        self.folder, self.references, self.count = folder, references, count
+        self._batch: Measurement | ImageBatch | None = None
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx == 0:
+            self._batch = batch
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._batch is None or not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        from ambient_mri.report.plots import sample_sheet
+
+        rows, columns = self._rows(pl_module.model, self._batch)
+        self._batch = None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        pictures = [image for row in zip(*rows, strict=True) for image in row]
+        path = self.folder / f"step{trainer.global_step:08d}.png"
+        names = [columns[i % len(columns)] for i in range(len(pictures))]
+        sample_sheet(
+            pictures, path, names=names, num_columns=len(columns), title=f"held-out slices, step {trainer.global_step}"
+        )
+
+    def _rows(self, model: Any, batch: Measurement | ImageBatch) -> tuple[list[Tensor], list[str]]:
+        """One tensor (n, H, W) a column, and the columns' names."""
+        if isinstance(batch, ImageBatch):
+            images = batch.images[: self.count]
+            sigma = torch.full((len(images),), 0.5 * model.sd, device=images.device)
+            generators = [keyed_generator("sheet", i) for i in range(len(images))]
+            noisy = images + per_row(sigma, images) * randn_like_rows(images, generators)
+            columns = {"image": images, "sigma = sd/2": noisy, "denoised": model(noisy, sigma)}
+        else:
+            m = batch[: self.count]
+            columns = {"back-projected": _operator(m).adjoint(m.y), "one step": one_step(model, m)}
+            if all(k in self.references for k in m.key):
+                columns["reference"] = torch.cat([self.references[k] for k in m.key])
+        return [c[:, 0].abs().cpu() for c in columns.values()], list(columns)
 
 
 class PeriodicExport(pl.Callback):
@@ -178,6 +250,18 @@ def progress_bar() -> pl.Callback:
         return RichProgressBar(leave=True)
     except ModuleNotFoundError:
         return TQDMProgressBar()
+
+
+@torch.no_grad()
+def one_step(model: ConditionalDenoiser, m: Measurement) -> Tensor:
+    """One-step reconstructions (b, 1, H, W) of scans by an ambient network."""
+    generators = [keyed_generator("one step", key) for key in m.key]
+    denoiser = ambient_denoiser(model, m, generators)
+    return OneStep().sample(denoiser, _operator(m), m.y, m.noise_std, generators=generators).x
+
+
+def _operator(m: Measurement) -> Any:
+    return sense(m.coil_maps, m.mask, axes=m.axes)  # type: ignore[arg-type]
 
 
 class _RunningMean:

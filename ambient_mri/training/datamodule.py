@@ -1,7 +1,7 @@
 """Loaders for Lightning: batches of one matrix size whose content is a function of (seed, step).
 
-The whole run is one pass over the sampler, ``max_steps`` batches long; data epochs exist inside the sampler only. A resumed run
-starts the sampler at the step it had reached, so that nothing is read twice to catch up.
+The whole run is one pass over the sampler, ``max_steps`` batches long; data epochs exist inside the sampler only. A
+resumed run starts the sampler at the step it had reached, so that nothing is read twice to catch up.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from ambient_mri._checks import require
 from ambient_mri.data.datasets import ImageBatch, ImageDataset, ScanDataset, StepSampler
 from ambient_mri.measurement import Measurement
+from ambient_mri.tensors import keyed_generator
 
 __all__ = ["ResumableLoader", "TrainingData"]
 
@@ -100,6 +101,7 @@ class TrainingData(pl.LightningDataModule):
             collate_fn=collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            generator=keyed_generator(self.seed, "loader"),  # else the loader draws from torch's own stream
         )
 
 

@@ -1,11 +1,12 @@
 r"""sd, the rms of a real channel of the images, estimated from measurements alone.
 
-With normalised maps ||F S x||^2 = ||x||^2. Each location of k-space is sampled with the law's marginal probability p, so
+With normalised maps ||F S x||^2 = ||x||^2. Each location of k-space is sampled with the law's marginal probability p,
+so
 
     ||x||^2  is estimated without bias by   sum over sampled locations of ( |y|^2 - 2 C noise_std^2 ) / p
 
-(Horvitz & Thompson 1952), C coils, 2 noise_std^2 the noise energy of a complex number. sd^2 is this over 2 H W, averaged over
-scans. No reconstruction is needed, and no fully sampled image.
+(Horvitz & Thompson 1952), C coils, 2 noise_std^2 the noise energy of a complex number. sd^2 is this over 2 H W,
+averaged over scans. No reconstruction is needed, and no fully sampled image.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def image_energy(m: Measurement, inclusion: Tensor) -> Tensor:
         inclusion: Pr(sampled), broadcastable to the mask.
     """
     probability = inclusion.to(m.y.device, torch.float32).clamp_min(1e-3)
-    coils = 1 if m.coil_maps is None else (m.coil_maps.abs().amax(dim=(2, 3), keepdim=True) > 0).sum(dim=1, keepdim=True)
+    coils = (
+        1 if m.coil_maps is None else (m.coil_maps.abs().amax(dim=(2, 3), keepdim=True) > 0).sum(dim=1, keepdim=True)
+    )
     energy = m.y.abs().square().sum(dim=1, keepdim=True) - 2 * coils * m.noise_std.square()[:, None, None, None]
     height, width = m.image_shape
     return (energy * m.mask / probability).sum(dim=(1, 2, 3)) / (2 * height * width)

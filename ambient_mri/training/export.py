@@ -34,7 +34,9 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def export_checkpoint(checkpoint: Path, architecture: Mapping[str, Any], folder: Path, metadata: Mapping[str, Any]) -> Path:
+def export_checkpoint(
+    checkpoint: Path, architecture: Mapping[str, Any], folder: Path, metadata: Mapping[str, Any]
+) -> Path:
     """Write the averaged weights of a checkpoint as a prior folder: for a run that was stopped before its end.
 
     Raises:
@@ -65,7 +67,9 @@ def warm_start(model: nn.Module, source: str | Path) -> str:
         known = (path / "prior.json").is_file()
         weights = load_prior(path if known else str(source)).model.state_dict()
     taken, fresh = load_matching(model, weights)
-    require(bool(taken), f"nothing in {source} fits the network: choose the same network, or leave out init.", PriorError)
+    require(
+        bool(taken), f"nothing in {source} fits the network: choose the same network, or leave out init.", PriorError
+    )
     text = f"init={source}: {len(taken)} of {len(taken) + len(fresh)} tensors taken over"
     return text if not fresh else f"{text}; fresh: {', '.join(fresh[:6])}{' ...' if len(fresh) > 6 else ''}"
 

@@ -1,7 +1,7 @@
 """The LightningModule around a model and an objective: optimiser, learning rate, random streams, finite losses.
 
-Row i of batch s draws its augmentation, further mask and noise from one generator keyed by (seed, s, place in the batch): the
-same for any worker, rank or resumed run.
+Row i of batch s draws its augmentation, further mask and noise from one generator keyed by (seed, s, place in the
+batch): the same for any worker, rank or resumed run.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ class TrainingModule(pl.LightningModule):
         self.warmup_steps = max(1, min(warmup_steps, max_steps // 10))
         self._pending: list[tuple[Tensor, tuple[str, ...], int]] = []
         if compile:
-            self.model.network.compile()  # type: ignore[operator,union-attr]
+            self.model.network.compile()  # type: ignore[union-attr]
 
     def training_step(self, batch: Measurement | ImageBatch, batch_idx: int) -> Tensor:
         """One loss, logged under ``train/``."""
-        loss = self._loss(batch, "train", batch_idx, self.augmentation)
+        loss = self._loss(batch, self.generators(batch_idx, len(batch)), self.augmentation)
         self._pending.append((loss.value.detach(), batch.key, batch_idx))
         if self.device.type == "cpu" or len(self._pending) >= _CHECK_EVERY:
             self.check_losses()
@@ -84,7 +84,8 @@ class TrainingModule(pl.LightningModule):
 
     def validation_step(self, batch: Measurement | ImageBatch, batch_idx: int) -> None:
         """The objective on held-out scans, the same draws at every validation, logged as what it is."""
-        loss = self._loss(batch, "validation", batch_idx, None)
+        generators = [keyed_generator(self.seed, "validation", key, device=self.device) for key in batch.key]
+        loss = self._loss(batch, generators, None)
         logs = {"objective": loss.value, **loss.logs}
         named = {f"val/{self.objective.kind}_{k}": v for k, v in logs.items()}
         self.log_dict(named, batch_size=len(batch), sync_dist=True)
@@ -102,8 +103,8 @@ class TrainingModule(pl.LightningModule):
         for good, (loss, keys, batch_idx) in zip(finite, pending, strict=True):
             if not good:
                 raise NonFiniteLossError(
-                    f"the loss became {float(loss)} at batch {batch_idx}, on the scans {', '.join(keys)}. Training stopped; "
-                    "the last checkpoint is from before. Look at these scans (scale, noise_std), or lower lr."
+                    f"the loss became {float(loss)} at batch {batch_idx}, on the scans {', '.join(keys)}. Training "
+                    "stopped; the last checkpoint is from before. Look at these scans (scale, noise_std), or lower lr."
                 )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -113,7 +114,7 @@ class TrainingModule(pl.LightningModule):
     def on_train_end(self) -> None:
         self.check_losses()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW, linear warm-up, cosine to zero."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -124,16 +125,18 @@ class TrainingModule(pl.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def generators(self, purpose: str, batch_idx: int, rows: int) -> list[torch.Generator]:
-        """One generator a row of this process's part of a batch, on the device of the model."""
+    def generators(self, batch_idx: int, rows: int) -> list[torch.Generator]:
+        """One generator a row of this process's part of a training batch, on the device of the model."""
         rank, world_size = self.global_rank, self.trainer.world_size
         places = [rank + world_size * i for i in range(rows)]
-        return [keyed_generator(self.seed, purpose, batch_idx, place, device=self.device) for place in places]
+        return [keyed_generator(self.seed, "train", batch_idx, place, device=self.device) for place in places]
 
     def _loss(
-        self, batch: Measurement | ImageBatch, purpose: str, batch_idx: int, augmentation: Augmentation | None
+        self,
+        batch: Measurement | ImageBatch,
+        generators: Sequence[torch.Generator],
+        augmentation: Augmentation | None,
     ) -> Loss:
-        generators: Sequence[torch.Generator] = self.generators(purpose, batch_idx, len(batch))
         if isinstance(batch, ImageBatch):
             images = batch.images if augmentation is None else augmentation.images(batch.images, generators)
             return self.objective(self.model, images, generators)

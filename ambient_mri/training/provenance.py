@@ -1,4 +1,4 @@
-"""Where a run comes from: code, versions, machine, seeds, data. Plain data, written into the run folder and the prior."""
+"""Where a run comes from: code, versions, machine, seeds, data. Plain data, for the run folder and the prior."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["git_revision", "provenance", "short_hash", "write_json"]
 
 
 def git_revision(folder: Path | None = None) -> str:
-    """Commit of the checkout that holds the package, ``-dirty`` where files differ from it; ``"unknown"`` outside one."""
+    """Commit of the checkout that holds the package, ``-dirty`` where files differ; ``"unknown"`` outside one."""
     where = Path(__file__).resolve().parents[2] if folder is None else folder
     command = ["git", "-C", str(where), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:

@@ -27,7 +27,13 @@ def smooth_images(count: int, size: tuple[int, int], generator: torch.Generator)
 
 
 def make_scan(
-    name: str, *, slices: int = 4, coils: int = 3, size: tuple[int, int] = (32, 24), noise_std: float = 0.01, law: SamplingLaw = LAW
+    name: str,
+    *,
+    slices: int = 4,
+    coils: int = 3,
+    size: tuple[int, int] = (32, 24),
+    noise_std: float = 0.01,
+    law: SamplingLaw = LAW,
 ) -> tuple[PreparedScan, np.ndarray]:
     """A scan of random smooth images, and these images (raw units)."""
     generator = keyed_generator("test", name)

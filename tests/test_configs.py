@@ -1,0 +1,176 @@
+"""Every configuration file makes what it names; mistakes on the command line are one line with the nearest match."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+
+from ambient_mri import train as train_module
+from ambient_mri._checks import AmbientMRIError
+from ambient_mri.corruption import Undersampling
+from ambient_mri.data.augment import Augmentation
+from ambient_mri.masks import SamplingLaw
+from ambient_mri.prior import build_model
+from ambient_mri.sampling import SAMPLERS
+from ambient_mri.train import compose, config_dir, main
+from ambient_mri.training.module import TrainingModule
+from ambient_mri.training.setup import build
+from ambient_mri.training.simulated import ImageFiles, Phantoms
+from ambient_mri.training.sources import ScanFolder
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def options(group: str) -> list[str]:
+    return sorted(p.stem for p in (ROOT / "configs" / group).glob("*.yaml"))
+
+
+def law_of(cfg: DictConfig) -> SamplingLaw:
+    return build(cfg.corruption.law)
+
+
+def network_of(cfg: DictConfig, kind: str = "ambient") -> Any:
+    return build_model({"kind": kind, "network": OmegaConf.to_container(cfg.network), "sd": 0.3})
+
+
+def test_the_default_runs_anywhere() -> None:
+    cfg = compose()
+    assert cfg.data.name == "phantom" and cfg.trainer.accelerator == "cpu" and cfg.resume
+    assert OmegaConf.missing_keys(cfg) == set()
+
+
+@pytest.mark.parametrize("name", options("corruption"))
+@pytest.mark.parametrize("backend", ["torch", "sigpy"])
+def test_corruption(name: str, backend: str) -> None:
+    cfg = compose([f"corruption={name}", f"corruption.backend={backend}"])
+    law = compose().corruption.law if name == "observed" else cfg.corruption.law
+    corruption = build(cfg.corruption, law=build(law))
+    assert isinstance(corruption, Undersampling) and corruption.backend == backend
+
+
+@pytest.mark.parametrize("name", options("objective"))
+def test_objective(name: str) -> None:
+    cfg = compose([f"objective={name}"])
+    given = {"corruption": build(cfg.corruption)} if "corruption" in cfg.objective else {}
+    objective = build(cfg.objective, **given)
+    assert objective.kind == {"ambient": "ambient", "supervised": "clean"}[name]
+    assert isinstance(objective, get_class(cfg.objective._target_))
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("unet", (3.0, 3.6)), ("unet_small", (0.4, 0.8)), ("unet_large", (10, 20))]
+)
+def test_network(name: str, millions: tuple[float, float]) -> None:
+    assert name in options("network")
+    for kind in ("ambient", "clean"):
+        count = sum(p.numel() for p in network_of(compose([f"network={name}"]), kind).parameters()) / 1e6
+        assert millions[0] < count < millions[1]
+
+
+@pytest.mark.parametrize("name", options("data"))
+def test_data(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("AMBIENT_MRI_DATA", "FASTMRI_KNEE_ROOT", "FASTMRI_BRAIN_ROOT"):
+        monkeypatch.delenv(variable, raising=False)
+    cfg = compose([f"data={name}"])
+    source = build({k: v for k, v in cfg.data.items() if k != "references"})
+    assert isinstance(source, Phantoms | ImageFiles | ScanFolder) and source.name == name
+    if not isinstance(source, Phantoms):
+        with pytest.raises(AmbientMRIError, match=f"data={name} needs .* data={name} data.root=/path/to/"):
+            source.prepare(law_of(cfg))
+
+
+def test_data_root_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTMRI_KNEE_ROOT", "/data/knee")
+    assert compose(["data=fastmri_knee"]).data.root == "/data/knee"
+
+
+@pytest.mark.parametrize("name", options("sampler"))
+def test_sampler(name: str) -> None:
+    cfg = compose([f"+sampler={name}"])
+    assert type(build(cfg.sampler)) is SAMPLERS[name]
+
+
+@pytest.mark.parametrize("name", options("trainer"))
+def test_trainer(name: str) -> None:
+    cfg = compose([f"trainer={name}"])
+    settings = {**OmegaConf.to_container(cfg.trainer), "accelerator": "cpu", "devices": 1, "logger": False}
+    trainer = build(settings, enable_checkpointing=False, enable_progress_bar=False)
+    assert trainer.max_steps == cfg.trainer.max_steps and trainer.gradient_clip_val == 1.0
+    assert cfg.trainer.accelerator == name
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_experiment(name: str) -> None:
+    cfg = compose([f"experiment={name}"])
+    assert cfg.run_dir == f"runs/{name}"
+    assert isinstance(law_of(cfg), SamplingLaw)
+    network_of(cfg)
+
+
+def test_the_rest_of_the_configuration() -> None:
+    cfg = compose()
+    assert isinstance(build(cfg.augmentation), Augmentation)
+    corruption = build(cfg.corruption)
+    module = TrainingModule(network_of(cfg), build(cfg.objective, corruption=corruption), max_steps=10, **cfg.training)
+    assert module.betas == (0.9, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("traning.lr=1", r"unknown key 'traning\.lr'\. Did you mean 'training\.lr'\?"),
+        ("training.lrr=1", r"unknown key 'training\.lrr'\. Did you mean 'training\.lr'\?"),
+        ("max_steps=10", r"unknown key 'max_steps'\. Did you mean 'trainer\.max_steps'\?"),
+        ("data=fastmri_nee", r"data=fastmri_nee is unknown; data must be one of .*Did you mean 'fastmri_knee'\?"),
+        ("objective=ambiant", "Did you mean 'ambient'"),
+        ("experiment=nothing", "experiment=nothing is unknown; experiment must be one of brain_R4_ambient"),
+        ("training.lr=[1", r"training\.lr=\[1"),
+    ],
+)
+def test_a_mistake_is_one_line(override: str, words: str) -> None:
+    with pytest.raises(AmbientMRIError, match=words) as caught:
+        compose([override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("corruption.law.acceleration=0.5", "acceleration must be at least 1"),
+        ("corruption.keep=[0.5,1.0]", "keep must satisfy"),
+        ("corruption.backend=jax", "backend must be one of 'torch', 'sigpy'"),
+        ("corruption.law.acceleration=two", "cannot be made"),
+    ],
+)
+def test_a_wrong_value_is_one_line(override: str, words: str) -> None:
+    with pytest.raises(AmbientMRIError, match=words) as caught:
+        build(compose([override]).corruption)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_the_user_is_searched_too(tmp_path: Path) -> None:
+    (tmp_path / "network").mkdir()
+    (tmp_path / "network" / "mine.yaml").write_text("name: UNet\nchannels: 16\n")
+    assert compose(["network=mine"], extra_dir=tmp_path).network.channels == 16
+    with pytest.raises(AmbientMRIError, match="network=mine is unknown"):
+        compose(["network=mine"])
+
+
+def test_main_ends_with_one_line_and_status_two(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", "data=nothing"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: data=nothing is unknown") and printed.err.count("\n") == 1
+
+
+def test_an_incomplete_installation_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert config_dir() == ROOT / "configs"
+    monkeypatch.setattr(train_module, "__file__", str(tmp_path / "ambient_mri" / "train.py"))
+    with pytest.raises(AmbientMRIError, match="no configuration found in"):
+        config_dir()

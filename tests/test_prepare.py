@@ -1,0 +1,135 @@
+"""Raw files become prepared scans: what a user of the undersampled scan would have, and nothing more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ambient_mri._checks import AmbientMRIError, DataError
+from ambient_mri.data.readers import RawScan, from_arrays
+from ambient_mri.data.schema import read_prepared
+from ambient_mri.masks import PoissonDisc, RandomLines
+from ambient_mri.operators.fourier import fft
+from ambient_mri.prepare import Preparation, is_prepared, prepare_file, prepare_files, prepare_scan
+from ambient_mri.tensors import complex_randn, keyed_generator
+from tests.training.conftest import smooth_images
+
+LAW = RandomLines(2.0, 8)
+NOISE = 0.02
+
+
+def raw_scan(name: str = "scan", *, size: tuple[int, int] = (32, 40), padding: int = 0, slices: int = 2) -> RawScan:
+    """A fully sampled scan of smooth images, its outer columns zero-padded."""
+    generator = keyed_generator("raw", name)
+    maps = smooth_images(4, size, generator).reshape(1, 4, *size)
+    maps = maps / maps.abs().square().sum(dim=1, keepdim=True).sqrt()
+    kspace = fft(maps * smooth_images(slices, size, generator))
+    kspace = kspace + NOISE * complex_randn(kspace.shape, generator=generator)
+    if padding:
+        kspace[..., :padding] = 0
+        kspace[..., -padding:] = 0
+    return from_arrays(kspace.numpy())
+
+
+def save(scan: RawScan, path: Path) -> Path:
+    np.savez(path, kspace=scan.kspace)
+    return path
+
+
+def test_a_fully_sampled_volume_is_undersampled_once() -> None:
+    raw = raw_scan()
+    scan = prepare_scan(raw, LAW, Preparation(seed=3))
+    again = prepare_scan(raw, LAW, Preparation(seed=3))
+    other = prepare_scan(raw, LAW, Preparation(seed=4))
+    assert scan.mask.shape == (1, 1, 1, 40) and scan.mask.sum() == 20
+    np.testing.assert_array_equal(scan.kspace, again.kspace)
+    assert (scan.mask != other.mask).any()
+    np.testing.assert_array_equal(scan.kspace, np.where(scan.mask, raw.kspace, 0))
+    assert scan.sampling_law == LAW.describe() and scan.preparation["retrospective"]
+
+
+def test_everything_comes_from_the_undersampled_scan() -> None:
+    """What was left out may be anything: no number in the prepared scan changes."""
+    raw = raw_scan()
+    scan = prepare_scan(raw, LAW, Preparation())
+    poisoned = from_arrays(np.where(scan.mask, raw.kspace, 1e3 * raw.kspace + 7).astype(np.complex64))
+    twin = prepare_scan(poisoned, LAW, Preparation())
+    for name in ("kspace", "mask", "coil_maps", "noise_std", "scale"):
+        np.testing.assert_array_equal(getattr(twin, name), getattr(scan, name))
+
+
+def test_noise_scale_and_maps() -> None:
+    scan = prepare_scan(raw_scan(), LAW, Preparation())
+    assert scan.noise_std[0] == pytest.approx(NOISE, rel=0.25)
+    assert scan.preparation["maps"] == "espirit/torch" and scan.phase_absorbed
+    np.testing.assert_allclose(np.square(np.abs(scan.coil_maps)).sum(axis=1), 1, rtol=1e-4)
+    given = prepare_scan(raw_scan(), LAW, Preparation(noise_std=0.5, absorb_phase=False))
+    assert given.noise_std[0] == 0.5 and given.preparation["noise_source"] == "given" and not given.phase_absorbed
+
+
+def test_zero_padding_is_never_sampled() -> None:
+    scan = prepare_scan(raw_scan(padding=4), LAW, Preparation())
+    assert not scan.mask[..., :4].any() and not scan.mask[..., -4:].any()
+    always = LAW.always((32, 40)).numpy()
+    assert scan.mask[always].all()
+    assert scan.acquired_extent == ((0, 32), (4, 36))
+
+
+def test_a_scan_with_its_own_mask_is_taken_as_it_is() -> None:
+    full = raw_scan()
+    mask = LAW.draw((32, 40), torch.Generator().manual_seed(1)).numpy()
+    raw = from_arrays(np.where(mask, full.kspace, 0).astype(np.complex64))
+    scan = prepare_scan(raw, RandomLines(4.0, 4), Preparation())
+    np.testing.assert_array_equal(scan.mask, mask)
+    assert scan.sampling_law == {} and not scan.preparation["retrospective"]
+
+
+def test_two_dimensional_law() -> None:
+    scan = prepare_scan(raw_scan(), PoissonDisc(2.0, 10, 2.0), Preparation())
+    assert scan.mask.shape == (1, 1, 32, 40) and scan.mask.mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_law_that_does_not_fit_the_matrix_is_named_with_the_file(tmp_path: Path) -> None:
+    source = save(raw_scan(), tmp_path / "scan.npz")
+    with pytest.raises(DataError, match=r"scan\.npz: 40 lines at acceleration 8 are 5 lines"):
+        prepare_file(source, tmp_path / "out.h5", law=RandomLines(8.0, 8))
+
+
+def test_files_are_prepared_once_and_failures_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sources = [save(raw_scan(name), tmp_path / f"{name}.npz") for name in ("a", "b", "c")]
+    sources[1].write_bytes(b"PK\x03\x04 not an archive")
+    first = prepare_files(sources, tmp_path / "out", law=LAW)
+    assert [p.name for p in first.done] == ["a.h5", "c.h5"] and first.kept == 0
+    assert first.failed[0][0] == sources[1] and "b.npz" in first.failed[0][1]
+    assert "skipped" in caplog.text and "b.npz" in caplog.text
+    stamps = [p.stat().st_mtime_ns for p in first.done]
+    save(raw_scan("b"), sources[1])
+    second = prepare_files(sources, tmp_path / "out", law=LAW)
+    assert [p.name for p in second.done] == ["a.h5", "b.h5", "c.h5"] and second.kept == 2 and not second.failed
+    assert [first.done[i].stat().st_mtime_ns for i in range(2)] == stamps
+    assert read_prepared(second.done[0]).mask.tobytes() != read_prepared(second.done[1]).mask.tobytes()
+
+
+def test_a_damaged_target_is_made_again(tmp_path: Path) -> None:
+    source = save(raw_scan(), tmp_path / "scan.npz")
+    target = prepare_file(source, tmp_path / "out.h5", law=LAW)
+    target.write_bytes(target.read_bytes()[:500])
+    assert not is_prepared(target)
+    assert is_prepared(prepare_file(source, target, law=LAW))
+
+
+def test_nothing_to_prepare(tmp_path: Path) -> None:
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04")
+    with pytest.raises(DataError, match=r"none of the 1 files could be prepared\. The first: .*bad\.npz"):
+        prepare_files([tmp_path / "bad.npz"], tmp_path / "out", law=LAW)
+    with pytest.raises(DataError, match="share the name"):
+        prepare_files([tmp_path / "a" / "x.h5", tmp_path / "b" / "x.h5"], tmp_path / "out")
+
+
+def test_an_empty_scan(tmp_path: Path) -> None:
+    np.savez(tmp_path / "zero.npz", kspace=np.zeros((1, 2, 32, 40), np.complex64))
+    with pytest.raises(AmbientMRIError, match="zero everywhere"):
+        prepare_file(tmp_path / "zero.npz", tmp_path / "out.h5", law=LAW)

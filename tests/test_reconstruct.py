@@ -1,0 +1,373 @@
+"""From a scan to a reconstruction: everything inferred, raw units kept, samples reproducible, bad input named."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import ambient_mri
+from ambient_mri import Reconstruction, reconstruct, solve
+from ambient_mri._checks import AmbientMRIError, DataError, PriorError
+from ambient_mri.coil_maps import estimate_coil_maps
+from ambient_mri.measurement import Measurement
+from ambient_mri.metrics import nrmse
+from ambient_mri.operators import Identity, Mask, conjugate_gradient, fft, ifft, sense
+from ambient_mri.prior import Prior, build_model
+from ambient_mri.reconstruct import ReconstructionWarning
+from ambient_mri.sampling import DDS, SplitGibbs
+from ambient_mri.sampling.calibration import effective_noise_std
+from ambient_mri.tensors import complex_randn, keyed_generator
+from tests.data.fastmri_files import header_xml
+from tests.oracles import StationaryDenoiser, WhiteDenoiser, smooth_coils
+
+PRIOR = StationaryDenoiser(sd=0.3, cutoff=0.12)
+UNIT = 3e-5  # raw units per scaled unit: scanners count in small numbers
+NOISE = 0.02 * UNIT
+
+
+def lines(width: int, acs: int, spacing: int) -> Tensor:
+    """(1, 1, 1, W): every ``spacing``-th line and ``acs`` central ones."""
+    mask = torch.zeros(width, dtype=torch.bool)
+    mask[::spacing] = True
+    mask[width // 2 - acs // 2 : width // 2 - acs // 2 + acs] = True
+    return mask[None, None, None]
+
+
+def scan(
+    height: int = 32, width: int = 36, coils: int = 8, slices: int = 1, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Raw k-space, images, maps (one set) and mask: Gaussian random fields around a mean, inside a soft disc."""
+    generator = keyed_generator("scan", height, width)
+    rows, columns = torch.linspace(-1, 1, height)[:, None], torch.linspace(-1, 1, width)
+    disc = torch.sigmoid(16 * (0.75 - torch.hypot(rows, columns)))
+    images = (0.6 + PRIOR.draw(slices, (height, width), generator)) * disc
+    maps = smooth_coils(coils, height, width).to(torch.complex64)
+    mask = lines(width, 16, 2) if mask is None else mask
+    operator = sense(maps, mask)
+    clean = operator.forward(images)
+    kspace = UNIT * clean + NOISE * complex_randn(clean.shape, generator=generator) * mask
+    return kspace, UNIT * images[:, 0], maps[0], mask
+
+
+def run(kspace: Any, **changes: Any) -> Reconstruction:
+    arguments = {"prior": PRIOR, "samples": 3, "steps": 8, "progress": False, **changes}
+    return reconstruct(kspace, **arguments)
+
+
+def posterior_mean(found: Reconstruction, kspace: Tensor, maps: Tensor) -> np.ndarray:
+    """The exact posterior mean, raw units, given the scale, phase and noise level that a reconstruction settled on.
+
+    (A^H A / s^2 + C^-1) x' = A^H y / s^2 for x' = x exp(-i phase), C the prior's covariance in raw units.
+    """
+    rotation = torch.from_numpy(np.exp(1j * found.phase))[:, None]
+    operator = sense(maps[None] * rotation, torch.from_numpy(found.mask))
+    power = PRIOR.power((int(kspace.shape[-2]), int(kspace.shape[-1]))) * found.scale**2
+    ratio = float(found.noise_std[0]) ** 2
+    result = conjugate_gradient(
+        lambda x: operator.normal(x) + ifft(fft(x) * (ratio / power)), operator.adjoint(kspace), max_iterations=300
+    )
+    return (result.x * rotation)[:, 0].numpy()
+
+
+def test_a_scan_is_reconstructed_in_raw_units_with_everything_inferred() -> None:
+    kspace, truth, _, mask = scan()
+    found = run(kspace.numpy(), samples=8, steps=20)
+    assert found.mean.shape == (1, 32, 36) and found.samples.shape == (1, 8, 32, 36) and found.residual.shape == (1,)
+    assert found.mean.dtype == np.complex64 and found.std is not None and found.std.dtype == np.float32
+    # The maps, and so the image's phase and shading, are estimated: magnitudes are compared.
+    error, before = (nrmse(truth.abs().numpy(), np.abs(x)) for x in (found.mean, found.zero_filled))
+    assert error < 0.9 * before and error < 0.1
+    assert np.array_equal(found.mask, mask.numpy())
+    s = found.settings
+    assert s["acceleration"] == pytest.approx(36 / int(mask.sum())) and s["phase_encode_axis"] == -1
+    assert s["coil_maps"] == "espirit/torch" and s["run"]["data_step"] == "exact" and s["warnings"] == []
+    assert s["noise_std_scaled"][0] * s["scale"] == pytest.approx(NOISE, rel=0.35)
+    assert found.noise_std[0] >= 0.99 * s["noise_std_scaled"][0] * s["scale"]
+    assert json.loads(json.dumps(s)) == s
+
+
+@pytest.mark.parametrize("points", [False, True])
+def test_the_mean_is_the_exact_posterior_mean(points: bool) -> None:
+    mask = torch.rand(1, 1, 32, 36, generator=keyed_generator("dots")) < 0.5 if points else lines(36, 16, 2)
+    kspace, truth, maps, _ = scan(mask=mask)
+    ramp = torch.exp(1j * torch.linspace(0, 2, 36))
+    turned, image = maps * ramp, truth / ramp
+    found = run(kspace, coil_maps=turned, noise_std=NOISE, samples=24, steps=30)
+    exact = posterior_mean(found, kspace, turned)
+    assert nrmse(image.numpy(), found.mean) == pytest.approx(nrmse(image.numpy(), exact), rel=0.1)
+    assert nrmse(exact, found.mean) < 0.35 * nrmse(image.numpy(), exact)
+    assert found.settings["noise_source"] == "given" and found.settings["coil_maps"] == "given"
+    assert points or np.abs(found.phase).max() > 0.5
+    assert found.settings["run"]["data_step"] == ("conjugate_gradient" if points else "exact")
+    assert 0.8 < found.residual[0] < 1.2
+
+
+def test_the_units_of_the_scan_do_not_matter() -> None:
+    kspace, _, maps, _ = scan()
+    first = run(kspace, coil_maps=maps, noise_std=NOISE)
+    second = run(kspace * 1e4, coil_maps=maps, noise_std=NOISE * 1e4)
+    assert np.allclose(second.mean, first.mean * 1e4, rtol=1e-3, atol=1e-3 * np.abs(second.mean).max())
+    assert np.allclose(second.residual, first.residual, rtol=1e-2)
+
+
+@pytest.mark.parametrize("mask", [None, torch.rand(1, 1, 32, 36, generator=keyed_generator("points")) < 0.6])
+def test_the_result_does_not_depend_on_the_batch_size(mask: Tensor | None) -> None:
+    kspace, _, maps, _ = scan(slices=3, mask=mask)
+    whole, single, odd = (run(kspace, coil_maps=maps, noise_std=NOISE, batch_size=n) for n in (9, 1, 4))
+    scale = np.abs(whole.samples).max()
+    assert np.abs(whole.samples - single.samples).max() < 1e-4 * scale
+    assert np.abs(whole.samples - odd.samples).max() < 1e-4 * scale
+    again, other = (run(kspace, coil_maps=maps, noise_std=NOISE, batch_size=9, seed=seed) for seed in (0, 1))
+    assert np.array_equal(again.samples, whole.samples) and not np.allclose(other.samples, whole.samples)
+
+
+def test_lines_along_the_rows_are_found() -> None:
+    kspace, truth, maps, _ = scan(height=36, width=32, mask=lines(36, 16, 2).mT)
+    found = run(kspace, coil_maps=maps, noise_std=NOISE, samples=16, steps=20)
+    assert found.settings["phase_encode_axis"] == -2 and found.mask.shape == (1, 1, 36, 1)
+    assert found.settings["run"]["data_step"] == "exact"
+    exact = posterior_mean(found, kspace, maps)
+    assert nrmse(truth.numpy(), found.mean) < 1.1 * nrmse(truth.numpy(), exact)
+
+
+@pytest.mark.parametrize(("height", "width", "coils"), [(31, 37, 3), (24, 24, 1)])
+def test_odd_sizes_and_a_single_coil(height: int, width: int, coils: int) -> None:
+    kspace, truth, _, _ = scan(height, width, coils, mask=lines(width, 16, 2))
+    kspace = kspace[0, 0] if coils == 1 else kspace[0]
+    found = run(kspace, noise_std=NOISE, samples=8, steps=20)
+    assert found.mean.shape == (1, height, width) and np.isfinite(found.mean).all()
+    error, before = (nrmse(truth.abs().numpy(), np.abs(x)) for x in (found.mean, found.zero_filled))
+    # One coil cannot tell what is missing: the mean of 8 samples is zero-filling, with an eighth of the missing power.
+    assert error < (1.2 * before if coils == 1 else before)
+    assert found.settings["coil_maps"] == ("single_coil" if coils == 1 else "espirit/torch")
+
+
+def ambient_prior() -> Prior:
+    torch.manual_seed(0)
+    network = {"name": "UNet", "channels": 8, "multipliers": [1, 2]}
+    architecture = {"kind": "ambient", "network": network, "sd": 0.4, "profile_bins": 4, "precision": "fp32"}
+    model = build_model(architecture)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.02)
+    return Prior(model.eval().requires_grad_(False), "ambient", architecture, {}, name="toy")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sampler", ["one_step", "split_gibbs", "dds"])
+def test_ambient_priors_reconstruct(sampler: str) -> None:
+    kspace, _, maps, _ = scan(slices=2)
+    arguments = {"prior": ambient_prior(), "sampler": sampler, "coil_maps": maps, "noise_std": NOISE}
+    steps = None if sampler == "one_step" else 4
+    found = run(kspace, steps=steps, batch_size=4, **arguments)
+    assert found.samples.shape[1] == (1 if sampler == "one_step" else 3)
+    assert (found.std is None) == (sampler == "one_step")
+    assert np.allclose(found.samples, run(kspace, steps=steps, batch_size=1, **arguments).samples, atol=1e-3 * UNIT)
+
+
+def test_an_ambient_network_sees_the_lines_along_its_own_axis() -> None:
+    kspace, _, maps, _ = scan()
+    arguments = {"prior": ambient_prior(), "sampler": "one_step", "noise_std": NOISE, "steps": None}
+    upright = run(kspace, coil_maps=maps, **arguments)
+    lying = run(kspace.mT.contiguous(), coil_maps=maps.mT, **arguments)
+    assert lying.settings["phase_encode_axis"] == -2
+    assert np.allclose(lying.mean.swapaxes(-2, -1), upright.mean, atol=1e-3 * UNIT)
+    assert np.allclose(lying.zero_filled.swapaxes(-2, -1), upright.zero_filled, atol=1e-3 * UNIT)
+
+
+def write_file(path: Path, kspace: Tensor, recon: tuple[int, int]) -> Path:
+    height, width = kspace.shape[-2:]
+    with h5py.File(path, "w") as handle:
+        handle["kspace"] = kspace.numpy()
+        handle["ismrmrd_header"] = header_xml(encoded=(height, width), recon=recon, oversampling=2)
+        handle.attrs["acquisition"] = "AXT2"
+    return path
+
+
+def test_a_file_is_read_reconstructed_cropped_and_saved(tmp_path: Path) -> None:
+    kspace, _, _, _ = scan(height=64, width=32, slices=2, mask=lines(32, 16, 2))
+    path = write_file(tmp_path / "scan.h5", kspace, recon=(32, 32))
+    found = run(path, slices=[1], samples=2)
+    assert found.name == "scan" and found.settings["slices"] == [1] and found.magnitude.shape == (1, 32, 32)
+    assert found.magnitude_std is not None and found.magnitude_std.shape == (1, 32, 32)
+    from ambient_mri.data.writers import read_reconstruction
+
+    (written,) = found.save(tmp_path / "out.h5", samples=True)
+    content = read_reconstruction(written)
+    assert np.allclose(content["reconstruction"], found.magnitude) and content["samples"].shape == (1, 2, 32, 32)
+    assert content["settings"]["sampler"]["sampler"] == "split_gibbs"
+    assert np.load(found.save(tmp_path / "out.npz")[0])["mean"].shape == (1, 32, 32)
+    for name in ("out.png", "out.html"):
+        (found.report if name.endswith("html") else found.save)(tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 5000
+    with pytest.raises(AmbientMRIError, match="names no known format"):
+        found.save(tmp_path / "out.jpeg")
+    assert "2 samples of split_gibbs" in repr(found)
+
+
+def test_a_mask_undersamples_a_file(tmp_path: Path) -> None:
+    full, _, _, _ = scan(mask=torch.ones(1, 1, 1, 36, dtype=torch.bool))
+    kspace, _, maps, mask = full, None, scan()[2], lines(36, 16, 2)
+    path = write_file(tmp_path / "full.h5", kspace, recon=(32, 36))
+    by_file = run(path, mask=mask.numpy()[0, 0, 0], coil_maps=maps)
+    by_array = run(kspace * mask, coil_maps=maps)
+    assert np.allclose(by_file.mean, by_array.mean, atol=1e-3 * UNIT)
+    assert np.array_equal(by_file.mask, mask.numpy())
+
+
+def test_few_acs_lines_and_none_are_warned_about() -> None:
+    kspace, _, maps, _ = scan(mask=lines(36, 8, 2))
+    with pytest.warns(ReconstructionWarning, match="coil maps come from .* ACS lines"):
+        few = run(kspace, noise_std=NOISE)
+    assert few.settings["warnings"]
+    assert run(kspace, coil_maps=maps, noise_std=NOISE).settings["warnings"] == []
+    offset = torch.zeros(1, 1, 1, 36, dtype=torch.bool)
+    offset[..., 1::2] = True
+    kspace, _, _, _ = scan(mask=offset)
+    with pytest.warns(ReconstructionWarning, match="no ACS lines"):
+        none = run(kspace, noise_std=NOISE)
+    assert np.isfinite(none.mean).all() and none.settings["coil_maps"] == "low_resolution"
+
+
+def test_maps_that_are_cropped_or_not_normalised_are_normalised_with_a_warning() -> None:
+    kspace, truth, maps, _ = scan()
+    cropped = maps * 3
+    cropped[:, :, :4] = 0
+    with pytest.warns(ReconstructionWarning, match=r"did not have sum \|S\|\^2 = 1"):
+        found = run(kspace, coil_maps=cropped, noise_std=NOISE)
+    assert not found.mean[..., :4].any()
+    assert nrmse(truth[..., 8:].numpy(), found.mean[..., 8:]) < 0.3
+
+
+def test_a_prior_of_another_size_is_warned_about() -> None:
+    kspace, _, maps, _ = scan()
+    prior = Prior(PRIOR, "clean", {}, {"image_shape": [128, 128]}, name="big")
+    with pytest.warns(ReconstructionWarning, match="32 x 36 pixels, the prior 'big' was trained on 128 x 128"):
+        run(kspace, prior=prior, coil_maps=maps)
+
+
+def test_the_effective_noise_is_the_noise_with_right_maps_and_more_with_wrong_ones() -> None:
+    kspace, _, maps, mask = scan(coils=8)
+
+    def level(coil_maps: Tensor, acs: Tensor = mask) -> float:
+        one = torch.ones(1)
+        m = Measurement(kspace / UNIT, acs, coil_maps[None], one * 0.02, one, ("0",))
+        return float(effective_noise_std(m))
+
+    # The image fits an eighth of the noise of eight coils.
+    assert level(maps) == pytest.approx(0.02 * (1 - 1 / 8) ** 0.5, rel=0.1)
+    assert level(maps.roll(6, -1)) > 1.7 * level(maps)
+    estimated = estimate_coil_maps(kspace, mask).maps[0]
+    assert level(maps) < level(estimated) * 1.2
+    off_centre = lines(36, 0, 36)
+    assert level(maps, off_centre) == 0  # no calibration lines
+    wrong = run(kspace, coil_maps=maps.roll(6, -1), noise_std=NOISE)
+    used, effective = wrong.noise_std[0], wrong.settings["effective_noise_std_scaled"][0] * wrong.scale
+    assert used == pytest.approx(effective, rel=1e-4) and used > 1.5 * NOISE
+
+
+def test_solve_denoises_exactly() -> None:
+    prior, levels = WhiteDenoiser(0.3), torch.tensor([0.1, 0.2])
+    truth = 0.3 * complex_randn((2, 1, 16, 16), generator=keyed_generator("solve"))
+    noise = complex_randn(truth.shape, generator=keyed_generator("noise"))
+    y = truth + levels.reshape(2, 1, 1, 1) * noise
+    found = solve(y, Identity(), prior, noise_std=levels, samples=200, sampler=SplitGibbs(25), batch_size=150)
+    assert nrmse(prior(y, levels).numpy(), found.mean.numpy()) < 0.06
+    assert found.samples.shape == (2, 200, 1, 16, 16) and found.std is not None
+    variance = 2 * 0.09 * levels.square() / (0.09 + levels.square())
+    assert torch.allclose(found.std.square().mean(dim=(1, 2, 3)), variance, rtol=0.05)
+    # The data's distance to the mean and the posterior's spread together make one.
+    assert found.residual.shape == (2,) and (found.residual - 1).abs().max() < 0.2
+    assert found.settings["operator"].startswith("Identity")
+
+
+def test_solve_inpaints_in_any_batch() -> None:
+    truth = PRIOR.draw(2, (16, 16), keyed_generator("inpaint"))
+    operator = Mask(torch.rand(1, 1, 16, 16, generator=keyed_generator("pixels")) < 0.6)
+    y = operator.forward(truth)
+    first = solve(y, operator, PRIOR, noise_std=0.0, samples=4, sampler=DDS(15))
+    second = solve(y, operator, PRIOR, noise_std=0.0, samples=4, sampler=DDS(15), batch_size=1)
+    assert torch.allclose(first.samples, second.samples, atol=1e-4)
+    hidden = operator.mask.expand(truth.shape).logical_not()
+    assert torch.allclose(operator.forward(first.mean), y, atol=1e-3)
+    assert (first.mean - truth)[hidden].norm() < 0.8 * truth[hidden].norm()
+    assert first.residual.isnan().all()  # no noise, no scale for the residual
+
+
+def test_real_images_are_solved_for() -> None:
+    found = solve(torch.ones(1, 3, 8, 8), Identity(), WhiteDenoiser(1.0), noise_std=1.0, samples=20, steps=20)
+    assert not found.samples.is_complex() and found.mean.shape == (1, 3, 8, 8)
+    assert found.mean.mean() == pytest.approx(0.5, abs=0.05)
+
+
+MAPS = torch.ones(8, 32, 36, dtype=torch.complex64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"scan": torch.ones(4, dtype=torch.complex64)}, DataError, r"'kspace' must be \(H, W\), \(coils, H, W\)"),
+        ({"scan": torch.ones(4, 32, 36)}, DataError, "'kspace' must be complex; got float32"),
+        ({"coil_maps": MAPS[:3]}, AmbientMRIError, r"shape \(1, 8, 32, 36\); got \(1, 3, 32, 36\).*another scan"),
+        ({"coil_maps": torch.ones(4, 32, 36)}, AmbientMRIError, "coil_maps must be complex"),
+        ({"coil_maps": MAPS * torch.nan}, AmbientMRIError, "coil_maps holds 9216 non-finite"),
+        ({"scan": MAPS * torch.nan}, DataError, r"'kspace' holds .* non-finite values"),
+        ({"mask": torch.zeros(36, dtype=torch.bool)}, DataError, "mask selects no k-space location"),
+        ({"mask": torch.ones(35, dtype=torch.bool)}, DataError, r"'mask' has shape \(35,\).*another matrix size"),
+        ({"noise_std": -1.0}, AmbientMRIError, "noise_std must be zero or a positive finite number"),
+        ({"noise_std": torch.ones(5)}, AmbientMRIError, "must be one number, or one for each of the 1 slices"),
+        ({"sampler": "one_step", "steps": None}, PriorError, "one_step is not valid for a prior of kind 'clean'"),
+        ({"sampler": "gibbs"}, AmbientMRIError, "sampler must be one of 'split_gibbs', 'dds', 'one_step'"),
+        ({"prior": "no_such_prior"}, PriorError, "no prior 'no_such_prior'"),
+        ({"samples": 0}, AmbientMRIError, "samples must be at least 1"),
+        ({"batch_size": 0}, AmbientMRIError, "batch_size must be at least 1"),
+        ({"batch_size": "all"}, AmbientMRIError, "batch_size must be one of 'auto'"),
+        ({"slices": [3]}, DataError, "slice 3 does not exist|slice .3. does not exist"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments = {"scan": scan()[0], **changes}
+    with pytest.raises(error, match=message):
+        run(arguments.pop("scan"), **arguments)
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"missing\.h5: no such file"):
+        run(tmp_path / "missing.h5")
+    path = write_file(tmp_path / "cut.h5", scan()[0], recon=(32, 36))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"cut.h5: HDF5 cannot read it .*truncated"):
+        run(path)
+    (tmp_path / "prior").mkdir()
+    with pytest.raises(PriorError, match="is not a prior folder"):
+        run(scan()[0], prior=tmp_path / "prior")
+
+
+def test_solve_refuses_ambient_priors_and_bad_data() -> None:
+    y = torch.ones(1, 1, 8, 8, dtype=torch.complex64)
+    with pytest.raises(PriorError, match=r"solve\(\) needs a clean prior"):
+        solve(y, Identity(), ambient_prior(), noise_std=0.1)
+    with pytest.raises(AmbientMRIError, match="y holds 1 non-finite values"):
+        solve(torch.where(torch.arange(8) == 3, torch.nan, y[..., :1, :]), Identity(), PRIOR, noise_std=0.1)
+
+
+def test_the_public_surface_is_what_it_says() -> None:
+    assert set(ambient_mri.__all__) <= set(dir(ambient_mri))
+    for name in ambient_mri.__all__:
+        assert getattr(ambient_mri, name) is not None
+    assert callable(ambient_mri.reconstruct) and callable(ambient_mri.load)
+    assert isinstance(ambient_mri.__version__, str)
+    with pytest.raises(AttributeError, match="no attribute 'recon'"):
+        ambient_mri.recon  # noqa: B018
+    # The function keeps its name, whichever import comes first.
+    code = "import ambient_mri.reconstruct.run; import ambient_mri; print(callable(ambient_mri.reconstruct))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"

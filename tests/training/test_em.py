@@ -1,0 +1,84 @@
+"""The E-step: right, resumable, independent of the batch size; and the error curve against a closed form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ambient_mri.data.datasets import ImageDataset, read_images, write_images
+from ambient_mri.data.schema import write_prepared
+from ambient_mri.prior import Prior, build_model
+from ambient_mri.sampling import make_sampler
+from ambient_mri.tensors import complex_randn, keyed_generator
+from ambient_mri.training.em import expectation
+from ambient_mri.training.error_curve import error_curve
+from tests.training.conftest import make_scan
+
+ARCHITECTURE = {
+    "network": {"name": "UNet", "channels": 8, "multipliers": [1, 2]},
+    "sd": 0.3,
+    "sigma_min": 0.003,
+    "sigma_max": 10.0,
+    "profile_bins": 4,
+    "precision": "fp32",
+}
+
+
+def prior(kind: str) -> Prior:
+    """An untrained prior: its network gives zero, so that the model is its linear part."""
+    architecture = {"kind": kind, **ARCHITECTURE}
+    return Prior(build_model(architecture).eval(), kind, architecture)
+
+
+def scans(folder: Path, count: int = 2) -> list[Path]:
+    folder.mkdir()
+    paths = []
+    for i in range(count):
+        scan, _ = make_scan(f"volume{i}", slices=3)
+        paths.append(folder / f"volume{i}.h5")
+        write_prepared(paths[-1], scan)
+    return paths
+
+
+@pytest.mark.parametrize(("kind", "sampler"), [("ambient", "one_step"), ("clean", "split_gibbs")])
+def test_the_result_does_not_depend_on_the_batch_size(tmp_path: Path, kind: str, sampler: str) -> None:
+    files = scans(tmp_path / "scans", 1)
+    method = make_sampler(sampler) if sampler == "one_step" else make_sampler(sampler, steps=4)
+    images = [
+        read_images(expectation(prior(kind), files, tmp_path / str(size), sampler=method, batch_size=size)[0]).images
+        for size in (1, 3)
+    ]
+    assert np.isfinite(images[0]).all()
+    assert np.allclose(images[0], images[1], atol=2e-4 * np.abs(images[0]).max())
+
+
+def test_finished_volumes_are_kept(tmp_path: Path) -> None:
+    files, method = scans(tmp_path / "scans"), make_sampler("one_step")
+    first = expectation(prior("ambient"), files[:1], tmp_path / "out", sampler=method)
+    stamp = first[0].stat().st_mtime_ns
+    both = expectation(prior("ambient"), files, tmp_path / "out", sampler=method)
+    assert both[0].stat().st_mtime_ns == stamp and both[1].is_file()
+    assert len(ImageDataset(both)) == 6
+
+
+def test_no_scans_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no prepared scan"):
+        expectation(prior("ambient"), [], tmp_path, sampler=make_sampler("one_step"))
+
+
+def test_the_error_curve_of_a_linear_denoiser_on_white_images(tmp_path: Path) -> None:
+    """The untrained model is the Wiener filter of white images of rms sd: its error is sigma sd / sqrt(sigma^2 +
+    sd^2)."""
+    model = prior("clean").model
+    images = ARCHITECTURE["sd"] * complex_randn((6, 1, 32, 32), generator=keyed_generator("images"))
+    write_images(tmp_path / "images.h5", images.numpy().astype(np.complex64), [f"i/{k}" for k in range(6)])
+    sigmas, errors = error_curve(model, ImageDataset([tmp_path / "images.h5"]), levels=5, count=6)  # type:
+    ignore[arg-type]
+    expected = sigmas * 0.3 / (sigmas.square() + 0.09).sqrt()
+    assert torch.allclose(errors, expected, rtol=0.05)
+    model.set_error_curve(sigmas, errors)  # type: ignore[union-attr,operator]
+    assert torch.allclose(model.posterior_std(sigmas[1:3]), torch.minimum(errors, expected)[1:3], rtol=1e-4)  # type:
+    ignore[union-attr,operator]

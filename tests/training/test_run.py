@@ -1,0 +1,178 @@
+"""Whole runs, tiny: what they leave behind, what they refuse, and that an interruption changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ambient_mri._checks import AmbientMRIError
+from ambient_mri.data.schema import write_prepared
+from ambient_mri.denoiser import CleanDenoiser, ConditionalDenoiser
+from ambient_mri.masks import RandomLines
+from ambient_mri.prior import load_prior
+from ambient_mri.train import compose
+from ambient_mri.training.loggers import read_metrics
+from ambient_mri.training.run import train
+from tests.training.conftest import make_scan
+
+TINY = (
+    "network=unet_small", "network.channels=8", "network.multipliers=[1]", "model.precision=fp32",
+    "corruption.law.acceleration=2", "corruption.law.acs_lines=4", "corruption.core=2",
+    "loader.batch_size=4", "trainer.log_every_n_steps=1",
+)  # fmt: skip
+
+
+def run(scans: Path, run_dir: Path, *overrides: str) -> Path:
+    """A run of a few steps on the prepared scans."""
+    return train(compose(arguments(scans, run_dir, *overrides)))
+
+
+def arguments(scans: Path, run_dir: Path, *overrides: str) -> list[str]:
+    return ["data=prepared", f"data.root={scans}", f"run_dir={run_dir}", "trainer.max_steps=4", *TINY, *overrides]
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [row["train/loss"] for row in read_metrics(run_dir / "metrics.csv") if "train/loss" in row]
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "prior" / "weights.safetensors")
+
+
+def test_an_ambient_run_leaves_everything_behind(scan_folder: Path, tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    folder = run(scan_folder, tmp_path / "r", "trainer.val_check_interval=2", "checkpoint_every=2")
+    assert bool((torch.get_rng_state() == state).all()), "the global random state was touched"
+    prior = load_prior(folder)
+    assert isinstance(prior.model, ConditionalDenoiser) and prior.model.sd == pytest.approx(8**-0.5, rel=0.1)
+    card = prior.metadata
+    assert card["steps"] == 4 and card["images_seen"] == 16 and card["seed"] == 0
+    assert card["sampling_law"] == {"law": "RandomLines", "acceleration": 2, "acs_lines": 4}
+    assert card["data"]["volumes"] == 5 and not card["simulated"] and "torch" in card["versions"]
+    assert str(scan_folder) not in json.dumps(card) and str(tmp_path) not in json.dumps(card)
+    names = {p.name for p in (tmp_path / "r").iterdir()}
+    assert {"config.yaml", "provenance.json", "scans.json", "metrics.csv", "checkpoints", "samples", "prior"} <= names
+    assert [p.name for p in sorted((tmp_path / "r" / "samples").iterdir())] == ["step00000002.png", "step00000004.png"]
+    rows = read_metrics(tmp_path / "r" / "metrics.csv")
+    assert len(losses(tmp_path / "r")) == 4 and {"train/lr", "train/images_per_second"} <= rows[0].keys()
+    assert "val/ambient_residual" in rows[1] and "val_loss" not in rows[1]
+
+
+def test_a_supervised_run_needs_references_and_uses_them(scan_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(AmbientMRIError, match="have no reference images"):
+        run(scan_folder, tmp_path / "a", "objective=supervised")
+    given = f"data.references={scan_folder / 'references'}"
+    folder = run(scan_folder, tmp_path / "b", "objective=supervised", given, "trainer.val_check_interval=4")
+    prior = load_prior(folder)
+    assert isinstance(prior.model, CleanDenoiser) and prior.kind == "clean"
+    assert prior.model.sd == pytest.approx(8**-0.5, rel=1e-3)
+    assert "val/clean_objective" in read_metrics(tmp_path / "b" / "metrics.csv")[-1]
+    assert str(scan_folder) not in json.dumps(prior.metadata)
+
+
+def test_warm_start_begins_with_the_weights_of_another_run(scan_folder: Path, tmp_path: Path) -> None:
+    run(scan_folder, tmp_path / "a")
+    overrides = [f"init={tmp_path / 'a'}", "training.lr=0.0"]
+    run(scan_folder, tmp_path / "b", *overrides)
+    first, second = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(bool((first[k] == second[k]).all()) for k in first)
+
+
+def test_another_law_than_the_scans_is_refused(scan_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(AmbientMRIError, match=r"undersampled by \{.*RandomLines.*but corruption\.law is .*Independent"):
+        run(scan_folder, tmp_path, "corruption=independent_lines")
+
+
+def test_the_law_can_be_estimated_from_the_masks(tmp_path: Path) -> None:
+    for i in range(16):
+        write_prepared(tmp_path / f"s{i:02d}.h5", make_scan(f"s{i}", slices=1, size=(16, 20))[0])
+    tiny = [o for o in TINY if not o.startswith("corruption.law")]
+    overrides = ["data=prepared", f"data.root={tmp_path}", f"run_dir={tmp_path / 'r'}", "trainer.max_steps=1", *tiny]
+    prior = load_prior(train(compose([*overrides, "corruption=observed"])))
+    assert prior.metadata["sampling_law"] == {"law": "ObservedMasks", "scans": 15, "acceleration": pytest.approx(2.0)}
+
+
+def test_an_unlearnable_law_fails_at_the_start(tmp_path: Path) -> None:
+    write_prepared(tmp_path / "hole.h5", make_scan("hole", law=WithoutCentre(2.0, 0))[0])
+    cfg = compose(arguments(tmp_path, tmp_path / "run", "corruption.core=0", "corruption.law.acs_lines=0"))
+    cfg.corruption.law._target_ = "tests.training.test_run.WithoutCentre"
+    with pytest.raises(AmbientMRIError, match=r"never samples k-space lines \[12, 13\], inside the sampled region"):
+        train(cfg)
+
+
+def test_a_finished_run_is_left_alone(scan_folder: Path, tmp_path: Path) -> None:
+    run(scan_folder, tmp_path / "r", "checkpoint_every=4")
+    before = weights(tmp_path / "r")
+    run(scan_folder, tmp_path / "r", "checkpoint_every=4")
+    after = weights(tmp_path / "r")
+    assert all(bool((before[k] == after[k]).all()) for k in before)
+    assert len(losses(tmp_path / "r")) == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.lr=1e-5", r"holds another run: it differs in training\.lr"),
+        ("corruption.core=3", r"holds another run: it differs in corruption\.core"),
+        ("resume=false", "holds a run already"),
+    ],
+)
+def test_a_run_folder_keeps_its_run(override: str, words: str, scan_folder: Path, tmp_path: Path) -> None:
+    run(scan_folder, tmp_path, "trainer.max_steps=2", "checkpoint_every=1")
+    with pytest.raises(AmbientMRIError, match=words):
+        run(scan_folder, tmp_path, override)
+
+
+KILLED = """
+import os, signal, sys
+from ambient_mri.training.module import TrainingModule
+step = TrainingModule.training_step
+def killed(self, batch, batch_idx):
+    if "torchvision" in sys.modules:
+        sys.exit("training imports torchvision")
+    if batch_idx == 18:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch, batch_idx)
+TrainingModule.training_step = killed
+from ambient_mri.train import main
+main()
+"""
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(scan_folder: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of an epoch, three steps after a checkpoint: the same losses and weights, bit for bit."""
+    twelve = ["trainer.max_steps=12", "checkpoint_every=6", "trainer.val_check_interval=8", "loader.batch_size=3"]
+    twelve += ["trainer.accumulate_grad_batches=2"]
+    run(scan_folder, tmp_path / "straight", *twelve)
+    command = [sys.executable, "-c", KILLED, *arguments(scan_folder, tmp_path / "killed", *twelve)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert [p.name for p in (tmp_path / "killed" / "checkpoints").glob("step*")] == ["step00000006.ckpt"]
+    run(scan_folder, tmp_path / "killed", *twelve)
+    assert losses(tmp_path / "killed") == pytest.approx(losses(tmp_path / "straight"), abs=1e-6)
+    assert len(losses(tmp_path / "killed")) == 12
+    straight, killed = weights(tmp_path / "straight"), weights(tmp_path / "killed")
+    assert max(float((straight[k] - killed[k]).abs().max()) for k in straight) < 1e-6
+
+
+class WithoutCentre(RandomLines):
+    """A law that never samples the two central lines."""
+
+    def draw(self, shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+        mask = super().draw(shape, generator)
+        mask[..., shape[1] // 2 : shape[1] // 2 + 2] = False
+        return mask
+
+    def inclusion_probability(self, shape: tuple[int, int]) -> torch.Tensor:
+        found = super().inclusion_probability(shape)
+        found[..., shape[1] // 2 : shape[1] // 2 + 2] = 0
+        return found
