@@ -59,6 +59,10 @@ class Corruption(ABC):
     def forward_operator(self, m: Measurement) -> LinearOperator:
         """A, for the rows of ``m``."""
 
+    def simplified(self, m: Measurement) -> Measurement:
+        """The same measurement in the form in which A is cheapest; training calls it once a batch."""
+        return m
+
     @abstractmethod
     def further(self, m: Measurement, generators: Sequence[torch.Generator]) -> Further:
         """A fresh B for every row, row ``i`` drawn from ``generators[i]``."""
@@ -143,6 +147,10 @@ class Undersampling(_Masking):
         super().__init__(law, core=core, keep=keep, always_removal=acs_removal, weight_cap=weight_cap)
         check_option("backend", backend, ("torch", "sigpy"))
         self.backend = backend
+
+    def simplified(self, m: Measurement) -> Measurement:
+        """Hybrid space, where the readout is not transformed; sigpy's operator transforms both axes."""
+        return m.cancel_readout() if self.backend == "torch" else m
 
     def _operator(self, m: Measurement, mask: Tensor) -> LinearOperator:
         require(m.coil_maps is not None, "undersampled k-space needs coil_maps (ones for a single coil); got None.")

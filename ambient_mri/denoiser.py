@@ -328,7 +328,9 @@ def _apply_network(
     level = per_row(sigma, u)
     channels = torch.cat([to_channels(u / (level.square() + sd**2).sqrt()), to_channels(x_lin / sd)], dim=1)
     noise = sigma.to(u.device).float().log().expand(len(u)) / 4
-    channels = channels.float().contiguous(memory_format=torch.channels_last)
+    # Channels last is the fast layout on a GPU, and a slow one for the group norms of a CPU.
+    layout = torch.channels_last if u.is_cuda else torch.contiguous_format
+    channels = channels.float().contiguous(memory_format=layout)
     with torch.autocast(u.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
         output = network(channels, noise, condition).float()
     return from_channels(output).to(u.dtype) if u.is_complex() else output.to(u.dtype)

@@ -106,7 +106,6 @@ def build_model(architecture: Mapping[str, Any]) -> Denoiser | ConditionalDenois
     profile = ProfileEncoder(settings.pop("profile_bins", 32))
     image_channels = settings.pop("image_channels", 2)
     net = NETWORKS[name](2 * image_channels, image_channels, condition_dim=profile.dim, **network)
-    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if kind == "clean":
         return CleanDenoiser(net, profile=profile, **settings)
     return ConditionalDenoiser(net, profile=profile, **settings)

@@ -64,7 +64,7 @@ class AmbientObjective:
         self.one_step_share, self.noise_aware, self.kept_cap = one_step_share, noise_aware, kept_cap
 
     def __call__(self, model: ConditionalDenoiser, batch: Measurement, generators: Sequence[torch.Generator]) -> Loss:
-        batch = batch.cancel_readout()
+        batch = self.corruption.simplified(batch)
         sigma, added = self._noise_levels(model, batch, generators)
         further = self.corruption.further(batch, generators)
         z = (batch.y + per_row(added, batch.y) * randn_like_rows(batch.y, generators)) * further.kept

@@ -1,7 +1,7 @@
 """The denoising-error curve of a clean prior: the rms of D(x0 + sigma n) - x0 per real part, for each sigma.
 
-Samplers use it as r_t, the posterior standard deviation of x0 given x_t. On held-out posterior samples of an EM prior it is
-self-consistent: it says how well the prior knows the images it would make, and nothing of how true these are.
+Samplers use it as r_t, the posterior standard deviation of x0 given x_t. On held-out posterior samples of an EM prior
+it is self-consistent: it says how well the prior knows the images it would make, and nothing of how true these are.
 """
 
 from __future__ import annotations

@@ -29,8 +29,11 @@ def export_prior(
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the latest step in ``folder``, or None."""
-    found = sorted(folder.glob("step*.ckpt"))
+    """The checkpoint of the latest step in ``folder``, or None.
+
+    A run shorter than the interval between checkpoints leaves ``last.ckpt`` alone.
+    """
+    found = sorted(folder.glob("step*.ckpt")) or [p for p in (folder / "last.ckpt",) if p.is_file()]
     return found[-1] if found else None
 
 

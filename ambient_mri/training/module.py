@@ -67,12 +67,14 @@ class TrainingModule(pl.LightningModule):
         self.max_steps, self.seed = max_steps, seed
         self.lr, self.betas, self.weight_decay = lr, (float(betas[0]), float(betas[1])), weight_decay
         self.warmup_steps = max(1, min(warmup_steps, max_steps // 10))
+        self.trained = False
         self._pending: list[tuple[Tensor, tuple[str, ...], int]] = []
         if compile:
             self.model.network.compile()  # type: ignore[union-attr]
 
     def training_step(self, batch: Measurement | ImageBatch, batch_idx: int) -> Tensor:
         """One loss, logged under ``train/``."""
+        self.trained = True
         loss = self._loss(batch, self.generators(batch_idx, len(batch)), self.augmentation)
         self._pending.append((loss.value.detach(), batch.key, batch_idx))
         if self.device.type == "cpu" or len(self._pending) >= _CHECK_EVERY:

@@ -82,7 +82,7 @@ def train(cfg: DictConfig) -> Path:
         except SystemExit as stopped:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from stopped
     if trainer.is_global_zero and trainer.global_step > 0:
-        _finish(module, trainer, export, checkpoint)
+        _finish(module, trainer, export)
     return run_dir / "prior"
 
 
@@ -184,11 +184,15 @@ class _Exporter:
 
     def __call__(self, module: TrainingModule, step: int) -> None:
         """Write the weights that the module holds now, and for a clean prior its error curve on held-out images."""
-        if isinstance(module.model, Denoiser) and self.held_out is not None:
-            module.model.set_error_curve(*error_curve(module.model, self.held_out))
+        model: Any = module.model
         progress = {"steps": step, "images_seen": step * self.batch_size}
         name = self.folder.parent.resolve().name
-        export_prior(module.model, self.architecture, {**self.metadata, **progress}, self.folder, name)
+        before = (model.error_sigmas, model.error_values) if isinstance(model, Denoiser) else ()
+        if before and self.held_out is not None:
+            model.set_error_curve(*error_curve(model, self.held_out))
+        export_prior(model, self.architecture, {**self.metadata, **progress}, self.folder, name)
+        if before:  # the averaged weights are swapped buffer by buffer: the model in training keeps its shapes
+            model.error_sigmas, model.error_values = before
 
 
 def _trainer(cfg: DictConfig, run_dir: Path, setup: Setup, export: _Exporter) -> pl.Trainer:
@@ -212,9 +216,9 @@ def _trainer(cfg: DictConfig, run_dir: Path, setup: Setup, export: _Exporter) ->
     return trainer
 
 
-def _finish(module: TrainingModule, trainer: pl.Trainer, export: _Exporter, checkpoint: Path | None) -> None:
+def _finish(module: TrainingModule, trainer: pl.Trainer, export: _Exporter) -> None:
     """Export the averaged weights, which the module holds after training."""
-    if checkpoint is not None and checkpoint.stem == f"step{trainer.global_step:08d}":
+    if not module.trained:
         log.info("this run was complete: nothing to train")
         next(c for c in trainer.callbacks if isinstance(c, cb.EMA)).restore(module)  # type: ignore[attr-defined]
     export(module, trainer.global_step)

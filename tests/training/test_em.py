@@ -10,6 +10,7 @@ import torch
 
 from ambient_mri.data.datasets import ImageDataset, read_images, write_images
 from ambient_mri.data.schema import write_prepared
+from ambient_mri.denoiser import Denoiser
 from ambient_mri.prior import Prior, build_model
 from ambient_mri.sampling import make_sampler
 from ambient_mri.tensors import complex_randn, keyed_generator
@@ -70,15 +71,13 @@ def test_no_scans_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_error_curve_of_a_linear_denoiser_on_white_images(tmp_path: Path) -> None:
-    """The untrained model is the Wiener filter of white images of rms sd: its error is sigma sd / sqrt(sigma^2 +
-    sd^2)."""
+    """The untrained model is the Wiener filter of white images: its error is sigma sd / sqrt(sigma^2 + sd^2)."""
     model = prior("clean").model
-    images = ARCHITECTURE["sd"] * complex_randn((6, 1, 32, 32), generator=keyed_generator("images"))
-    write_images(tmp_path / "images.h5", images.numpy().astype(np.complex64), [f"i/{k}" for k in range(6)])
-    sigmas, errors = error_curve(model, ImageDataset([tmp_path / "images.h5"]), levels=5, count=6)  # type:
-    ignore[arg-type]
+    assert isinstance(model, Denoiser)
+    images = 0.3 * complex_randn((6, 1, 32, 32), generator=keyed_generator("images"))
+    write_images(tmp_path / "images.h5", images.numpy(), [f"i/{k}" for k in range(6)])
+    sigmas, errors = error_curve(model, ImageDataset([tmp_path / "images.h5"]), levels=5, count=6)
     expected = sigmas * 0.3 / (sigmas.square() + 0.09).sqrt()
     assert torch.allclose(errors, expected, rtol=0.05)
-    model.set_error_curve(sigmas, errors)  # type: ignore[union-attr,operator]
-    assert torch.allclose(model.posterior_std(sigmas[1:3]), torch.minimum(errors, expected)[1:3], rtol=1e-4)  # type:
-    ignore[union-attr,operator]
+    model.set_error_curve(sigmas, errors)
+    assert torch.allclose(model.posterior_std(sigmas[1:3]), torch.minimum(errors, expected)[1:3], rtol=1e-4)

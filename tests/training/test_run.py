@@ -74,6 +74,7 @@ def test_a_supervised_run_needs_references_and_uses_them(scan_folder: Path, tmp_
     prior = load_prior(folder)
     assert isinstance(prior.model, CleanDenoiser) and prior.kind == "clean"
     assert prior.model.sd == pytest.approx(8**-0.5, rel=1e-3)
+    assert len(prior.model.error_sigmas) > 2, "a clean prior carries its error curve"
     assert "val/clean_objective" in read_metrics(tmp_path / "b" / "metrics.csv")[-1]
     assert str(scan_folder) not in json.dumps(prior.metadata)
 
@@ -108,10 +109,11 @@ def test_an_unlearnable_law_fails_at_the_start(tmp_path: Path) -> None:
         train(cfg)
 
 
-def test_a_finished_run_is_left_alone(scan_folder: Path, tmp_path: Path) -> None:
-    run(scan_folder, tmp_path / "r", "checkpoint_every=4")
+@pytest.mark.parametrize("every", [4, 100])
+def test_a_finished_run_is_left_alone(every: int, scan_folder: Path, tmp_path: Path) -> None:
+    run(scan_folder, tmp_path / "r", f"checkpoint_every={every}")
     before = weights(tmp_path / "r")
-    run(scan_folder, tmp_path / "r", "checkpoint_every=4")
+    run(scan_folder, tmp_path / "r", f"checkpoint_every={every}")
     after = weights(tmp_path / "r")
     assert all(bool((before[k] == after[k]).all()) for k in before)
     assert len(losses(tmp_path / "r")) == 4
