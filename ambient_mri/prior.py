@@ -10,8 +10,6 @@ Loading runs no pickled code and needs neither Lightning nor Hydra.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -22,6 +20,7 @@ import torch
 from torch import nn
 
 from ambient_mri._checks import PriorError, check_option, require
+from ambient_mri._files import write_atomically
 from ambient_mri.denoiser import CleanDenoiser, ConditionalDenoiser, Denoiser, ProfileEncoder
 from ambient_mri.networks import UNet
 
@@ -73,7 +72,7 @@ class Prior:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.model.state_dict().items()}
-        _write_atomically(folder / "weights.safetensors", save(tensors))
+        write_atomically(folder / "weights.safetensors", save(tensors))
         card: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "name": self.name,
@@ -83,7 +82,7 @@ class Prior:
             "error_curve": _curve(self.model),
             **self.metadata,
         }
-        _write_atomically(folder / "prior.json", json.dumps(card, indent=2, sort_keys=False).encode())
+        write_atomically(folder / "prior.json", json.dumps(card, indent=2, sort_keys=False).encode())
         return folder
 
 
@@ -188,17 +187,3 @@ def _curve(model: nn.Module) -> dict[str, list[float]] | None:
     if not isinstance(model, Denoiser) or model.error_sigmas.numel() == 0:
         return None
     return {"sigma": model.error_sigmas.tolist(), "error": model.error_values.tolist()}
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

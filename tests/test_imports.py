@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ambient_mri"
 # A unit is a module or subpackage directly under ambient_mri. Layers are listed from the lowest to the highest: a unit
 # may import lower layers and its own, and within a layer no two units import each other, directly or through others.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"_checks", "tensors"}),
+    frozenset({"_checks", "_files", "tensors"}),
     frozenset({"measurement", "operators", "masks", "noise", "networks", "metrics"}),
     frozenset({"corruption", "coil_maps", "data", "denoiser", "baselines"}),
     frozenset({"objectives", "prior", "prepare"}),

@@ -1,23 +1,18 @@
-"""Opening, reading and replacing files, so that every failure names the file, the dataset and the fix.
-
-A file is written beside its target and then renamed over it: a reader, or a run that was killed, finds the old file or
-the new one and never a half.
-"""
+"""Opening and reading data files, so that every failure names the file, the dataset and the fix."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
-from uuid import uuid4
 
 import h5py
 import numpy as np
 
 from ambient_mri._checks import DataError, require
+from ambient_mri._files import PathLike, atomic_path
 
 __all__ = [
     "PathLike",
@@ -33,7 +28,6 @@ __all__ = [
     "sha256_of_file",
 ]
 
-PathLike: TypeAlias = str | os.PathLike[str]
 SliceSelection: TypeAlias = slice | Sequence[int] | int | None
 
 
@@ -149,32 +143,3 @@ def sha256_of_file(path: PathLike) -> str:
     """SHA-256 of a file's content, as hexadecimal text."""
     with require_file(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-@contextmanager
-def atomic_path(path: PathLike) -> Iterator[Path]:
-    """A temporary path beside ``path``; on success it is flushed to disk and renamed over ``path``, else removed.
-
-    Raises:
-        DataError: If the folder does not exist.
-    """
-    target = Path(path)
-    require(target.parent.is_dir(), f"{target}: the folder {target.parent} does not exist. Make it first.", DataError)
-    # The suffix stays last: some libraries choose the format, or add one, by it.
-    temporary = target.with_name(f".tmp-{uuid4().hex}-{target.name}")
-    try:
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, target)
-        if os.name == "posix":
-            _flush(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ambient_mri._checks import DataError, require
-from ambient_mri.report.records import DEFINITIONS, write_atomically
+from ambient_mri._files import write_atomically
+from ambient_mri.report.records import DEFINITIONS
 from ambient_mri.report.tables import format_value
 
 __all__ = ["Section", "reconstruction_sections", "write_html"]

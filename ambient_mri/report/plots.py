@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ambient_mri._checks import require
+from ambient_mri._files import write_atomically
 from ambient_mri.metrics import psnr, ssim
-from ambient_mri.report.records import write_atomically
 from ambient_mri.report.tables import format_value
 
 __all__ = ["ERROR_GAIN", "curve_figure", "reconstruction_figure", "sample_sheet"]

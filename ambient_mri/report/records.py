@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ambient_mri._checks import DataError, check_option, require
+from ambient_mri._files import write_atomically
 from ambient_mri.metrics import DEFINITIONS as METRIC_DEFINITIONS
 
 __all__ = [
@@ -42,7 +43,6 @@ __all__ = [
     "read_records",
     "row_key",
     "versions",
-    "write_atomically",
     "write_records",
 ]
 
@@ -294,24 +294,6 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpus": gpus,
     }
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
-    """Write ``content`` so that a reader sees the old file or the new one and never a part; parent folders are made."""
-    destination = Path(path)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the destination: os.replace is atomic within one file system alone.
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, destination)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return destination
 
 
 def _check_rows(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ambient_mri.report.records import machine, versions, write_atomically
+from ambient_mri._files import write_atomically
+from ambient_mri.report.records import machine, versions
 
 __all__ = ["git_revision", "provenance", "short_hash", "write_json"]
 
