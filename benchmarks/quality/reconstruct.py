@@ -188,8 +188,8 @@ def run_case(case: Case, options: argparse.Namespace) -> tuple[list[dict[str, ob
         mean = f"{name}/split_gibbs/mean{options.samples}"
         images[mean] = np.abs(rec.mean[0])
         images["std"] = np.abs(rec.samples[0]).std(axis=0, ddof=1)
-        level = {"noise_std": float(rec.noise_std[0] / rec.scale), "chi2": float(rec.residual[0])}
-        rows += rows_of(case, mean, images[mean], seconds, nfe=options.steps, **level)
+        rows += rows_of(case, mean, images[mean], seconds, nfe=options.steps)
+        rows.append({**rows[-1], "metric": "chi2_residual", "value": float(rec.residual[0])})
         rows += rows_of(
             case, f"{name}/split_gibbs/sample", np.abs(rec.samples[0, 0]), seconds / options.samples, nfe=options.steps
         )
@@ -287,7 +287,7 @@ def main(arguments: list[str] | None = None) -> None:
         result.rows,
         index=("case", "acceleration"),
         metric=("psnr", "ssim"),
-        average_over=("mask",),
+        average_over=("mask", "regularisation"),
         definitions=result.definitions,
     )
     path.with_suffix(".md").write_text(table + "\n")
