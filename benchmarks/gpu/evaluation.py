@@ -1,7 +1,7 @@
-"""Quality of the trained priors: held-out simulated subjects at several accelerations, the real heads, and a sheet to look at.
+"""Quality of the trained priors: held-out simulated subjects, the real heads, and a sheet to look at.
 
-Simulated: PSNR and SSIM of the magnitude in scaled units, each subject's slices a volume; the true coil maps, as in training.
-Real: ``benchmarks/quality/reconstruct.py`` as it is, maps from the ACS of each mask.
+Simulated: PSNR and SSIM of the magnitude in scaled units, each subject's slices a volume; the true coil maps, as in
+training. Real: ``benchmarks/quality/reconstruct.py`` as it is, maps from the ACS of each mask.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from resident import ResidentImages, ResidentScans, load_images, load_scans
 from torch import Tensor
 
 from ambient_mri import metrics
 from ambient_mri.baselines import default_lambda
 from ambient_mri.measurement import Measurement
-from ambient_mri.operators import sense, solve_regularized
+from ambient_mri.operators import LinearOperator, sense, solve_regularized
 from ambient_mri.prior import Prior, load_prior
 from ambient_mri.report.plots import sample_sheet
 from ambient_mri.report.records import append_records, read_records
@@ -31,7 +32,6 @@ from ambient_mri.report.tables import markdown_table
 from ambient_mri.sampling import make_sampler
 from ambient_mri.tensors import keyed_generator
 from ambient_mri.training.em import reconstruct_rows
-from resident import ResidentImages, ResidentScans, load_images, load_scans
 
 __all__ = ["evaluate", "find_priors", "real_heads", "sheet"]
 
@@ -47,7 +47,9 @@ Method = Callable[[Measurement], Tensor]
 def find_priors(state: Path, device: torch.device) -> dict[str, Prior]:
     """The priors of finished stages: "ambient", the newest "em", "supervised"; of an unfinished stage what there is."""
     folders = {p.parent.parent.name: p.parent for p in (state / "stages").glob("*/prior/prior.json")}
-    rounds = sorted((n for n in folders if n.startswith("em") and (folders[n].parent / "done.json").is_file()), key=_number)
+    rounds = sorted(
+        (n for n in folders if n.startswith("em") and (folders[n].parent / "done.json").is_file()), key=_number
+    )
     rounds = rounds or sorted((n for n in folders if n.startswith("em")), key=_number)
     wanted = {"ambient": "ambient", "em": rounds[-1] if rounds else "", "supervised": "supervised"}
     return {k: load_prior(folders[n], device=device) for k, n in wanted.items() if n in folders}
@@ -91,11 +93,14 @@ def evaluate(
     for acceleration in accelerations:
         folder = state / "data" / f"val_R{acceleration}"
         scans = load_scans(folder, device)
-        references = load_images(folder, scans.key, device)
+        references = load_images(folder, device)
         for name, method in methods(priors, samples=samples, steps=steps).items():
             made_by = _trained(priors, name)
             factors = {"case": "held_out_simulated", "acceleration": acceleration, "device": device.type, **made_by}
-            if any(r["method"].split("/mean")[0] == name.split("/mean")[0] and factors.items() <= r.items() for r in present):
+            if any(
+                r["method"].split("/mean")[0] == name.split("/mean")[0] and factors.items() <= r.items()
+                for r in present
+            ):
                 continue
             if time.monotonic() > deadline:
                 return False
@@ -157,13 +162,17 @@ def _rows(
     return found
 
 
+def _operator(m: Measurement) -> LinearOperator:
+    return sense(m.coil_maps, m.mask, axes=m.axes)  # type: ignore[arg-type]
+
+
 def _zero_filled(m: Measurement) -> Tensor:
-    return sense(m.coil_maps, m.mask, axes=m.axes).adjoint(m.y)
+    return _operator(m).adjoint(m.y)
 
 
 def _cg_sense(m: Measurement) -> Tensor:
     """Pruessmann's SENSE with the weight of :func:`default_lambda`, by the package's own conjugate gradients."""
-    operator = sense(m.coil_maps, m.mask, axes=m.axes)
+    operator = _operator(m)
     data = operator.adjoint(m.y)
     peaks = data.abs().amax(dim=(1, 2, 3)).tolist()
     levels = m.noise_std.tolist()
@@ -180,7 +189,7 @@ def _posterior(prior: Prior, sampler: str, samples: int, steps: int, seed: int) 
         parts = []
         for start in range(0, len(m), slices):
             part = m[start : start + slices]
-            operator = sense(part.coil_maps, part.mask, axes=part.axes)
+            operator = _operator(part)
             streams = [
                 keyed_generator(seed, "evaluate", key, k, device=device) for key in part.key for k in range(samples)
             ]
@@ -201,7 +210,7 @@ def sheet(state: Path, accelerations: Sequence[int], device: torch.device, *, st
     for acceleration in accelerations:
         folder = state / "data" / f"val_R{acceleration}"
         scans = load_scans(folder, device)
-        references = load_images(folder, scans.key, device)
+        references = load_images(folder, device)
         items = [int((i + 0.5) * len(scans) / count) for i in range(min(count, len(scans)))]
         m = scans.batch(items)
         found = {"reference": references.batch(items).images}

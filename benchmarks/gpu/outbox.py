@@ -1,13 +1,12 @@
 """What comes back from a machine that may vanish: a few small files, written whole, newest work first.
 
-At most 8 files of 16 MiB come back from a command. A prior travels as ``<stage>.tar``, or in parts ``<stage>.tar.00``, ``.01``,
-... where it is larger than a part may be; everything small travels in ``report.tar.gz``.
+At most 8 files of 16 MiB come back from a command. A prior travels as ``<stage>.tar``, or in parts ``<stage>.tar.00``,
+``.01``, ... where it is larger than a part may be; everything small travels in ``report.tar.gz``.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import logging
 import tarfile
 from collections.abc import Iterable
@@ -15,8 +14,8 @@ from pathlib import Path
 
 import torch
 
+from ambient_mri._files import write_atomically
 from ambient_mri.prior import load_prior
-from ambient_mri.report.records import write_atomically
 from ambient_mri.training.export import newest_checkpoint
 
 __all__ = ["PART_BYTES", "deliver", "restore"]
@@ -27,7 +26,15 @@ PART_BYTES = 14 * 2**20
 MAX_FILES = 8
 # Of a stage: small text files that travel with its prior.
 _SMALL = ("plan.json", "done.json", "architecture.json", "metrics.csv", "settings.json", "probe.json", "data.json")
-_REPORT = ("*.json", "*.log", "stages/*/*.json", "stages/*/metrics.csv", "records/*.json", "records/*.md", "figures/*.png")
+_REPORT = (
+    "*.json",
+    "*.log",
+    "stages/*/*.json",
+    "stages/*/metrics.csv",
+    "records/*.json",
+    "records/*.md",
+    "figures/*.png",
+)
 
 
 def deliver(state: Path, out: Path) -> list[str]:
@@ -133,8 +140,3 @@ def _split(name: str, content: bytes) -> dict[str, bytes]:
         return {f"{name}.tar": content}
     starts = range(0, len(content), PART_BYTES)
     return {f"{name}.tar.{i:02d}": content[s : s + PART_BYTES] for i, s in enumerate(starts)}
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """A JSON file, or nothing where there is none."""
-    return dict(json.loads(path.read_text())) if path.is_file() else {}

@@ -1,9 +1,9 @@
 """Pack what a GPU machine needs: training images, real evaluation scans and masks, and the packages that it lacks.
 
-    python benchmarks/gpu/pack.py --source ../shared/data                  # into .gpu_data/ and .whl/, which git ignores
+    python benchmarks/gpu/pack.py --source ../shared/data            # into .gpu_data/ and .whl/, which git ignores
 
-Images stay what they are (uint8, lossless) in stronger compression that ``numpy.load`` reads. Where they exceed ``--budget`` MiB,
-whole training subjects are left out, evenly spaced, until they fit; held-out subjects all stay.
+Images stay what they are (uint8, lossless) in stronger compression that ``numpy.load`` reads. Where they exceed
+``--budget`` MiB, whole training subjects are left out, evenly spaced, until they fit; held-out subjects all stay.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -38,31 +39,29 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.no_wheels:
         fetch_wheels(options.wheels)
     sizes = {f.name: folder_bytes(f) / MIB for f in (options.out, options.wheels) if f.is_dir()}
-    print(f"carry: {', '.join(f'{name} {size:.1f} MiB' for name, size in sizes.items())}; the limit is 64 MiB with the tree")
+    carried = ", ".join(f"{name} {size:.1f} MiB" for name, size in sizes.items())
+    print(f"carry: {carried}; the limit is 64 MiB with the tree")
 
 
 def pack_images(source: Path, out: Path, budget: float) -> None:
-    """The image files within the budget; files that were packed from the same subjects already stay."""
+    """The image files within the budget; nothing is done where they were packed from the same files already."""
     files = {name: np.load(find(source, name), allow_pickle=False) for name in IMAGES}
+    wanted = {"budget": budget, "bytes": {name: find(source, name).stat().st_size for name in IMAGES}}
     record = out / "packed.json"
-    known = json.loads(record.read_text()) if record.is_file() else {}
-    every = 0
-    while True:
+    if record.is_file() and json.loads(record.read_text()) == wanted and all((out / n).is_file() for n in IMAGES):
+        print(f"{', '.join(IMAGES)}: packed already")
+        return
+    every, size = 0, math.inf
+    while size > budget:
         kept = {name: keep_subjects(archive, every) for name, archive in files.items()}
-        wanted = {name: sorted(int(s) for s in set(archive["subject"][kept[name]])) for name, archive in files.items()}
-        if known.get("subjects") == wanted and all((out / name).is_file() for name in IMAGES):
-            size = sum((out / name).stat().st_size for name in IMAGES)
-        else:
-            size = sum(write_npz(out / name, files[name], kept[name]) for name in IMAGES)
-            known = {"subjects": wanted}
-            record.write_text(json.dumps(known))
-        if size <= budget:
-            break
-        # As many subjects as are too many, and a few more at every further try.
-        share = 1 - budget / size
-        every = min(every - 1, int(1 / share)) if every else max(2, int(1 / share))
+        size = sum(write_npz(out / name, files[name], kept[name]) for name in IMAGES)
+        # Should it not fit: as many subjects as are too many and a few more, and more again at every further try.
+        share = 1.2 * (1 - budget / size)
+        every = max(2, min(every - 1, int(1 / share)) if every else int(1 / share)) if share > 0 else every
+    record.write_text(json.dumps(wanted))
     for name in IMAGES:
-        print(f"{name}: {int(kept[name].sum())} of {len(kept[name])} slices, {(out / name).stat().st_size / MIB:.1f} MiB")
+        packed = (out / name).stat().st_size / MIB
+        print(f"{name}: {int(kept[name].sum())} of {len(kept[name])} slices, {packed:.1f} MiB")
 
 
 def keep_subjects(archive: np.lib.npyio.NpzFile, every: int) -> np.ndarray:

@@ -1,132 +1,28 @@
-"""Scans that live on the device: simulated in parallel, stored compactly, batched without a copy from the host.
+"""Scans and images that live on the device: during training nothing is read, collated or copied from the host.
 
-A file a volume and part: the sampled columns of k-space (hybrid space: the readout is an image axis already, see
-``Measurement.cancel_readout``), where they belong, coil maps, noise level, scale. Reference images lie in files of their
-own. On the device a batch is one gather: nothing is read, collated or transferred during training.
+A batch is one gather. What :mod:`simulation` stored is loaded once a command.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
+from simulation import evenly
 from torch import Tensor
 
 from ambient_mri._checks import DataError, require
 from ambient_mri.data.datasets import ImageBatch, StepSampler
-from ambient_mri.data.simulate import Simulation, simulate_scan
-from ambient_mri.masks import SamplingLaw
 from ambient_mri.measurement import Measurement
 
-__all__ = ["ResidentData", "ResidentImages", "ResidentScans", "Task", "load_images", "load_scans", "simulate"]
+__all__ = ["LONGEST", "ResidentData", "ResidentImages", "ResidentScans", "load_images", "load_scans"]
 
-
-@dataclass(frozen=True)
-class Task:
-    """One volume to simulate.
-
-    Attributes:
-        name: Of the volume; with ``seed`` it decides everything that is drawn.
-        images: (slices, H, W).
-        law: What the mask is drawn from.
-        seed: Data seed.
-        scanner: Of the simulation.
-        mask_per: "volume" or "slice".
-        slices: Keep at most this many slices, evenly spaced; 0 for all.
-        folder: Receives ``scans/NAME.pt`` and ``references/NAME.pt``.
-    """
-
-    name: str
-    images: np.ndarray
-    law: SamplingLaw
-    seed: int
-    scanner: Simulation
-    mask_per: str
-    slices: int
-    folder: Path
-
-    @property
-    def target(self) -> Path:
-        """The file that is written last."""
-        return self.folder / "scans" / f"{self.name}.pt"
-
-
-def simulate(tasks: Sequence[Task], *, processes: int = 0, deadline: float = float("inf")) -> bool:
-    """Simulate what is missing, in parallel.
-
-    Args:
-        tasks: The volumes.
-        processes: 0 for one a core; 1 works in this process.
-        deadline: ``time.monotonic()`` at which to stop; volumes that are finished stay.
-
-    Returns:
-        Whether everything is there.
-    """
-    missing = [t for t in tasks if not t.target.is_file()]
-    for folder in {t.folder for t in missing}:
-        for part in ("scans", "references"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-    workers = min(processes or len(os.sched_getaffinity(0)), len(missing))
-    if workers <= 1:
-        for task in missing:
-            if time.monotonic() > deadline:
-                return False
-            _simulate_one(task)
-        return True
-    # Spawned, not forked: threads and an initialised GPU do not survive a fork.
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for _ in pool.imap_unordered(_simulate_one, missing):
-            if time.monotonic() > deadline:
-                return False
-    return True
-
-
-def _simulate_one(task: Task) -> str:
-    found = simulate_scan(
-        task.images, law=task.law, seed=task.seed, scan_id=task.name, settings=task.scanner, mask_per=task.mask_per
-    )
-    keep = _evenly(len(found.scan), task.slices)
-    m = found.scan.measurement()
-    require(m.mask.shape[-2] == 1, f"{task.name}: masks must vary along the columns alone.", DataError)
-    masks = m.mask.expand(len(m), 1, 1, -1)[keep, 0, 0]  # (slices, W)
-    count = int(masks.sum(dim=1).max())
-    # Sampled columns first, in order; slices with fewer of them are filled up with columns that hold zeros.
-    order = masks.int().argsort(dim=1, descending=True, stable=True)[:, :count]
-    hybrid = m.cancel_readout().y[keep]
-    index = order[:, None, None, :].expand(*hybrid.shape[:3], count)
-    content = {
-        "lines": hybrid.gather(3, index).contiguous(),
-        "columns": order.to(torch.int16),
-        "mask": masks,
-        "coil_maps": m.coil_maps[keep].contiguous(),  # type: ignore[index]
-        "noise_std": m.noise_std[keep],
-        "scale": m.scale[keep],
-        "slice": torch.tensor(keep),
-    }
-    references = torch.from_numpy(found.images[keep] / np.float32(found.scan.scale))
-    _save({"images": references}, task.folder / "references" / f"{task.name}.pt")
-    _save(content, task.target)
-    return task.name
-
-
-def _save(content: dict[str, Tensor], path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
-
-
-def _evenly(count: int, wanted: int) -> list[int]:
-    if wanted <= 0 or wanted >= count:
-        return list(range(count))
-    return [int((i + 0.5) * count / wanted) for i in range(wanted)]
+#: Steps that a loader could give; no run is longer.
+LONGEST = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -200,6 +96,11 @@ class ResidentImages:
         """Matrix size of every item."""
         return [(int(self.images.shape[-2]), int(self.images.shape[-1]))] * len(self)
 
+    @property
+    def gigabytes(self) -> float:
+        """Memory that the images take."""
+        return self.images.numel() * self.images.element_size() / 2**30
+
     def batch(self, items: Sequence[int]) -> ImageBatch:
         """Rows as a batch, on the device."""
         return ImageBatch(self.images[_index(items, self.images.device)], tuple(self.key[i] for i in items))
@@ -211,7 +112,7 @@ class ResidentImages:
 
 
 def load_scans(folder: Path, device: torch.device | str) -> ResidentScans:
-    """All scans of a folder that :func:`simulate` filled.
+    """All scans of a folder that :func:`simulation.simulate` filled.
 
     Raises:
         DataError: If there is none.
@@ -237,11 +138,11 @@ def load_scans(folder: Path, device: torch.device | str) -> ResidentScans:
     return ResidentScans(lines, place.to(device), coil_maps, small["noise_std"], small["scale"], tuple(keys))
 
 
-def load_images(folder: Path, keys: Sequence[str], device: torch.device | str) -> ResidentImages:
-    """The reference images of a folder that :func:`simulate` filled, in the order of ``keys`` of its scans."""
-    images = torch.cat([torch.load(p, weights_only=True)["images"] for p in _files(folder / "references")])
-    require(len(images) == len(keys), f"{folder}: {len(keys)} slices, but {len(images)} references.", DataError)
-    return ResidentImages(images.to(device), tuple(keys))
+def load_images(folder: Path, device: torch.device | str) -> ResidentImages:
+    """The reference images of a folder that :func:`simulation.simulate` filled, in the order of its scans."""
+    parts = [(p.stem, torch.load(p, weights_only=True)) for p in _files(folder / "references")]
+    keys = tuple(f"{name}/{i}" for name, part in parts for i in part["slice"].tolist())
+    return ResidentImages(torch.cat([part["images"] for _, part in parts]).to(device), keys)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -284,7 +185,6 @@ class ResidentData(pl.LightningDataModule):
         val: Held-out set.
         batch_size: Rows a step.
         seed: Training seed.
-        steps: Length of the loader; no run is longer.
         val_items: At most this many held-out rows, evenly spaced.
     """
 
@@ -295,16 +195,15 @@ class ResidentData(pl.LightningDataModule):
         *,
         batch_size: int,
         seed: int,
-        steps: int,
         val_items: int = 64,
     ) -> None:
         super().__init__()
         self.train, self.val = train, val
-        self.batch_size, self.seed, self.steps, self.val_items = batch_size, seed, steps, val_items
+        self.batch_size, self.seed, self.val_items = batch_size, seed, val_items
 
     def sampler(self, start: int) -> StepSampler:
         """Which rows every step trains on, from step ``start``."""
-        return StepSampler(self.train.sizes, self.batch_size, self.steps, self.seed, start=start)
+        return StepSampler(self.train.sizes, self.batch_size, LONGEST, self.seed, start=start)
 
     def train_dataloader(self) -> _Loader:
         """Batches from the trainer's step on."""
@@ -312,6 +211,6 @@ class ResidentData(pl.LightningDataModule):
 
     def val_dataloader(self) -> _Loader:
         """The same held-out rows at every validation."""
-        chosen = _evenly(len(self.val), self.val_items)
+        chosen = evenly(len(self.val), self.val_items)
         size = min(self.batch_size, 64)
         return _Loader(self.val, [chosen[i : i + size] for i in range(0, len(chosen), size)])

@@ -1,8 +1,8 @@
 """What things cost on this device, as seconds and as ratios to their floor, methods taking turns.
 
-On a GPU times come from device events around several calls, after warm-up, and the inputs are larger than its second-level
-cache. Ratios: split Gibbs over its bare network evaluations; the SENSE normal operator over one FFT and one inverse FFT of
-all coils; compiled over eager network.
+On a GPU times come from device events around each call, after warm-up, and the inputs are larger than its second-level
+cache. Ratios: split Gibbs over its bare network evaluations; the SENSE normal operator over one FFT and one inverse FFT
+of all coils; the compiled over the eager network.
 """
 
 from __future__ import annotations
@@ -51,11 +51,13 @@ def measure(
     path.unlink(missing_ok=True)
     definitions = {
         "seconds": "Seconds for one image (network, sampler) or for the whole batch (operators), median.",
-        "ratio": "split_gibbs: its time over that of as many bare network evaluations. compiled: over eager. torch: A^H A over "
-        "one FFT and one inverse FFT of all coils.",
+        "ratio": "split_gibbs: its time over that of as many bare network evaluations. network/compiled: over eager. "
+        "torch: A^H A over one FFT and one inverse FFT of all coils.",
     }
     command = "python benchmarks/gpu/run.py time"
-    append_records(path, BENCHMARK, command, {"statistic": "median", "precision": "bf16"}, definitions=definitions, rows=rows)
+    append_records(
+        path, BENCHMARK, command, {"statistic": "median", "precision": "bf16"}, definitions=definitions, rows=rows
+    )
     return rows
 
 
@@ -74,7 +76,7 @@ def _network(
     variants = {"eager": model}
     if compiled:
         variants["compiled"] = build_model(architecture).to(device).eval()
-        variants["compiled"].network.compile()  # type: ignore[operator,union-attr]
+        variants["compiled"].network.compile()  # type: ignore[union-attr]
 
     @torch.no_grad()
     def run(network: Any) -> None:

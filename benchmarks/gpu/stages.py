@@ -1,9 +1,9 @@
 """Training stages that fit their time: ambient, the M-steps of expectation-maximisation, supervised; and the E-steps.
 
-A training stage is the package's own stack (TrainingModule, EMA, checkpoints, MetricsFile, PeriodicExport; ``trainer=gpu``) on
-resident data. It trains for the first seconds at the full learning rate's warm-up, measures images per second, and then fixes its
-number of steps so that the cosine ends inside the time it was given. From then on it is an ordinary run: killed or out of
-time, the same command goes on from the newest checkpoint.
+A training stage is the package's own stack (TrainingModule, EMA, checkpoints, MetricsFile, PeriodicExport;
+``trainer=gpu``) on resident data. During its first seconds, the warm-up of the learning rate, it measures images per
+second; then it fixes its number of steps so that the cosine ends inside the time it was given. From then on it is an
+ordinary run: killed or out of time, the same command goes on from the newest checkpoint.
 
     stage folder: plan.json architecture.json metrics.csv checkpoints/ prior/ done.json
 """
@@ -24,6 +24,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from resident import LONGEST, ResidentData, ResidentImages, ResidentScans
 from torch import Tensor, nn
 
 from ambient_mri.prior import Prior, build_model, load_prior
@@ -37,14 +38,13 @@ from ambient_mri.training.loggers import MetricsFile
 from ambient_mri.training.module import TrainingModule
 from ambient_mri.training.provenance import provenance, write_json
 from ambient_mri.training.setup import build
-from resident import ResidentData, ResidentImages, ResidentScans
 
 __all__ = ["Stage", "expectation", "faster_compiled", "train_stage"]
 
 log = logging.getLogger(__name__)
 
-# Longer than any run: the length of a run that is not planned yet.
-UNPLANNED = 10_000_000
+# The length of a run that is not planned yet.
+UNPLANNED = LONGEST
 # Share of the planned steps that counts as all of them.
 NEARLY = 0.97
 # Steps that are not timed: memory is allocated, kernels are chosen and compiled.
@@ -63,6 +63,7 @@ class Stage:
         max_steps: Upper bound on the steps, for rehearsals.
         init: Prior folder to start from.
         lr: Highest learning rate.
+        compiled: Compile the network.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Stage:
     max_steps: int = UNPLANNED
     init: Path | None = None
     lr: float = 1e-3
+    compiled: bool = False
 
     @property
     def kind(self) -> str:
@@ -95,7 +97,7 @@ class Length(pl.Callback):
 
     def __init__(self, stage: Stage, batch_size: int, measure: float = 20.0) -> None:
         self.stage, self.batch_size = stage, batch_size
-        self.seconds = 60 * stage.minutes
+        self.seconds = min(60 * stage.minutes, stage.deadline - time.monotonic())
         self.measure = min(measure, 0.2 * self.seconds)
         self.plan_file = stage.folder / "plan.json"
         self._begin = time.monotonic()
@@ -142,7 +144,7 @@ class Length(pl.Callback):
 
 
 class EagerValidation(pl.Callback):
-    """Validates without compiled code: other batch sizes and modes would be compiled again, in the middle of the run."""
+    """Validates without compiled code: other batch sizes and modes would be compiled in the middle of the run."""
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         torch.compiler.set_stance("force_eager")
@@ -167,7 +169,6 @@ def train_stage(
     architecture: dict[str, Any],
     metadata: dict[str, Any],
     references: dict[str, Tensor],
-    compiled: bool,
 ) -> bool:
     """Train, or go on; export the prior with the averaged weights.
 
@@ -179,15 +180,15 @@ def train_stage(
         architecture: Plain data that builds the model.
         metadata: For the prior's card.
         references: Of held-out scans, for one-step PSNR of an ambient network.
-        compiled: Compile the network.
 
     Returns:
         Whether the stage is finished.
     """
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     stage.folder.mkdir(parents=True, exist_ok=True)
     plan = _read(stage.folder / "plan.json")
     checkpoint = newest_checkpoint(stage.folder / "checkpoints")
-    module = _module(stage, cfg, objective, architecture, plan, compiled)
+    module = _module(stage, cfg, objective, architecture, plan)
     if stage.init is not None and checkpoint is None:
         log.info("%s: %s", stage.name, warm_start(module.model, stage.init))
 
@@ -214,18 +215,16 @@ def train_stage(
 
 
 def _module(
-    stage: Stage, cfg: DictConfig, objective: Any, architecture: dict[str, Any], plan: dict[str, Any], compiled: bool
+    stage: Stage, cfg: DictConfig, objective: Any, architecture: dict[str, Any], plan: dict[str, Any]
 ) -> TrainingModule:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)
         model = build_model(architecture)
     settings: Any = OmegaConf.to_container(cfg.training, resolve=True)
-    settings |= {"lr": stage.lr, "compile": compiled}
+    settings |= {"lr": stage.lr, "compile": stage.compiled}
     augmentation = build(cfg.augmentation)
     steps = int(plan.get("max_steps", min(UNPLANNED, stage.max_steps)))
-    module = TrainingModule(
-        model, objective, max_steps=steps, seed=cfg.seed, augmentation=augmentation, **settings
-    )
+    module = TrainingModule(model, objective, max_steps=steps, seed=cfg.seed, augmentation=augmentation, **settings)
     # What the plan was made with: the schedule must not change when the run goes on.
     module.warmup_steps = int(plan.get("warmup_steps", module.warmup_steps))
     return module
@@ -293,7 +292,9 @@ def faster_compiled(
     speeds["compile_seconds"] = time.monotonic() - start
     compiled = speeds.get("compiled_images", 0.0) > 1.05 * speeds["eager"]
     write_json(stored, {**speeds, "compiled": compiled})
-    log.info("training step: eager %.0f images/s, compiled %.0f", speeds["eager"], speeds.get("compiled_images", math.nan))
+    log.info(
+        "training step: eager %.0f images/s, compiled %.0f", speeds["eager"], speeds.get("compiled_images", math.nan)
+    )
     return compiled
 
 
@@ -352,16 +353,16 @@ def expectation(
     return ResidentImages(torch.cat(parts), scans.key)
 
 
-def card_of(cfg: DictConfig, seed: int, manifest: dict[str, Any], law: dict[str, Any]) -> dict[str, Any]:
+def card_of(cfg: DictConfig, manifest: dict[str, Any]) -> dict[str, Any]:
     """What a prior's card says beside its architecture."""
-    card = provenance(seed, manifest)
+    card = provenance(cfg.seed, manifest)
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     for name in ("run_dir", "init", "resume", "hydra"):
         settings.pop(name, None)
     for name in ("root", "cache", "references"):
         settings["data"].pop(name, None)
     return {
-        "sampling_law": law,
+        "sampling_law": manifest["sampling_law"],
         "scale_rule": "ambient_mri.data.normalize.measured_scale: one per volume, from the measured central core",
         "noise_std": manifest.get("noise_std"),
         "data": manifest,
