@@ -1,7 +1,7 @@
 """Write the measured tables into README.md and benchmarks/README.md: no number enters them by hand.
 
-    python benchmarks/readme.py            # after a benchmark
-    python benchmarks/readme.py --check    # exit status 1 where a table is not what the records say
+python benchmarks/readme.py            # after a benchmark
+python benchmarks/readme.py --check    # exit status 1 where a table is not what the records say
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ def reconstruct_table(result: ResultFile) -> str:
 def demo_table(result: ResultFile) -> str:
     """The table that the demo prints."""
     return markdown_table(
-        result.rows, index=("method",), columns="metric", metric=("psnr", "ssim", "nrmse", "seconds"), definitions=result.definitions
+        result.rows,
+        index=("method",),
+        columns="metric",
+        metric=("psnr", "ssim", "nrmse", "seconds"),
+        definitions=result.definitions,
     )
 
 

@@ -28,7 +28,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"reconstruct"}),
     frozenset({"report"}),
     frozenset({"training"}),
-    frozenset({"train", "cli", "__main__"}),
+    frozenset({"train", "demo", "cli", "__main__"}),
 )
 LAYER_OF = {unit: depth for depth, units in enumerate(LAYERS) for unit in units}
 

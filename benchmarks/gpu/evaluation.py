@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,8 @@ def real_heads(state: Path, data: Path, *, samples: int = 8, seconds: float = 12
         return True
     folders = {n: state / "stages" / p.name / "prior" for n, p in find_priors(state, torch.device("cpu")).items()}
     command = [sys.executable, str(script), "--name", "gpu_heads", "--out", str(state / "records")]
-    command += ["--samples", str(samples), "--baselines", "cg_sense", "--figures", str(state / "figures")]
+    baselines = ["cg_sense"] if find_spec("sigpy") and find_spec("pywt") else []
+    command += ["--samples", str(samples), "--baselines", *baselines, "--figures", str(state / "figures")]
     command += ["--ambient", str(folders["ambient"])] if "ambient" in folders else []
     command += [a for n in ("em", "supervised") if n in folders for a in ("--clean", f"{n}={folders[n]}")]
     (state / "records").mkdir(parents=True, exist_ok=True)

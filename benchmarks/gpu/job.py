@@ -170,6 +170,9 @@ class Job:
         )
         manifest = json.loads((self.state / "data" / "done.json").read_text())
         metadata = card_of(cfg, manifest) | {"stage": name}
+        revision = o.data / "revision.txt"
+        if metadata["git"] == "unknown" and revision.is_file():
+            metadata["git"] = revision.read_text()
         return train_stage(
             stage,
             cfg,

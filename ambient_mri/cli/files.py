@@ -1,0 +1,94 @@
+"""Files named on the command line: arrays to read, and results to write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ambient_mri._checks import DataError, require
+from ambient_mri.cli.terminal import one_line
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["check_writable", "kspace_files", "load_array"]
+
+_KSPACE = (".h5", ".hdf5", ".npz", ".npy")
+
+
+def load_array(source: str, default: str) -> np.ndarray:
+    """The array that ``FILE[:NAME[:INDEX]]`` names: a .npy file, or one array of a .npz or HDF5 file.
+
+    Args:
+        source: ``mask.npy``, ``masks.npz:R4``, or ``masks.npz:R4:0`` for the first entry of that array.
+        default: Name of the array where none is given.
+
+    Raises:
+        DataError: If the file, the array or the entry is not there, or cannot be read.
+    """
+    path, name, index = _split(source)
+    array = _load(path, name, default)
+    if index is None:
+        return array
+    fits = array.ndim > 0 and -len(array) <= index < len(array)
+    require(fits, f"{source}: there is no entry {index} in an array of shape {array.shape}.", DataError)
+    return array[index : index + 1 or None][0]
+
+
+def kspace_files(source: Path) -> list[Path]:
+    """The file itself, or the k-space files of a folder, sorted.
+
+    Raises:
+        DataError: If the folder holds none.
+    """
+    if not source.is_dir():
+        return [source]
+    found = sorted(path for path in source.iterdir() if path.suffix.lower() in _KSPACE and path.is_file())
+    require(bool(found), f"{source}: no k-space file ({', '.join(_KSPACE)}) in this folder.", DataError)
+    return found
+
+
+def check_writable(path: Path, endings: Sequence[str]) -> None:
+    """Before an hour of sampling, not after it.
+
+    Raises:
+        DataError: If the ending is not one of ``endings``, or the folder does not exist.
+    """
+    known = path.name.lower().endswith(tuple(endings))
+    require(known, f"{path}: the ending must be one of {', '.join(endings)}.", DataError)
+    require(path.parent.is_dir(), f"{path}: the folder {path.parent} does not exist. Make it first.", DataError)
+
+
+def _split(source: str) -> tuple[str, str, int | None]:
+    """File, name and index; a path that exists is taken whole."""
+    head, colon, tail = source.rpartition(":")
+    if Path(source).exists() or not colon:
+        return source, "", None
+    file, _, name = head.rpartition(":")
+    if file and not Path(head).exists() and tail.lstrip("-").isdigit():
+        return file, name, int(tail)
+    return head, tail, None
+
+
+def _load(path: str, name: str, default: str) -> np.ndarray:
+    import numpy as np
+
+    from ambient_mri.data.files import open_hdf5, require_dataset, require_file
+
+    file = require_file(path)
+    if file.suffix.lower() in (".h5", ".hdf5"):
+        with open_hdf5(file) as handle:
+            return np.asarray(require_dataset(handle, name or default, file, f"Name it: {path}:NAME.")[()])
+    try:
+        content = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{file}: not a .npy, .npz or .h5 file that can be read ({one_line(error)}).") from error
+    if isinstance(content, np.ndarray):
+        return content
+    with content:
+        chosen = name or (content.files[0] if len(content.files) == 1 else default)
+        known = ", ".join(content.files)
+        missing = f"{file}: no array {chosen!r}; it holds {known}. Name it: {path}:NAME."
+        require(chosen in content.files, missing, DataError)
+        return content[chosen]

@@ -1,0 +1,119 @@
+"""The arguments of every command. Nothing heavy is imported here: ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ambient_mri.cli import commands
+
+__all__ = ["make_parser", "slice_range"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for a wrong argument, instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}. See `{self.prog} --help`.\n")
+
+
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            number = version("ambient-mri")
+        except PackageNotFoundError:  # a checkout on the path that nobody installed
+            number = "(not installed)"
+        sys.stdout.write(f"ambient-mri {number}\n")
+        parser.exit()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of ``ambient-mri``; every command leaves its function in ``run``."""
+    parser = _Parser(
+        prog="ambient-mri",
+        description="Diffusion priors for MRI, trained on undersampled k-space alone, and reconstruction with them.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and stop")
+    common = _Parser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="on an error, show the traceback")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        description = f"{text[0].upper()}{text[1:]}."
+        command = subparsers.add_parser(name, help=text, description=description, parents=[common])
+        command.set_defaults(run=run)
+        return command
+
+    _demo_arguments(add("demo", commands.demo, "the main job on an embedded slice: train, reconstruct, compare"))
+    _reconstruct_arguments(add("reconstruct", commands.reconstruct, "reconstruct an undersampled scan with a prior"))
+    _prepare_arguments(add("prepare", commands.prepare, "make prepared scans for training of raw k-space files"))
+    # `main` hands train on before anything is parsed: its arguments are Hydra's.
+    add("train", commands.misplaced_train, "train a prior; takes Hydra overrides: train data=phantom objective=ambient")
+    info = add("info", commands.info, "tell what a k-space file, a reconstruction or a prior folder holds")
+    info.add_argument("path", metavar="FILE", help="k-space file, reconstruction, prior folder, or name of a prior")
+    info.add_argument("--slices", type=slice_range, metavar="A:B", help="look at slices A to B - 1 only")
+    evaluate = add("evaluate", commands.evaluate, "score a reconstruction against the reference of its scan")
+    evaluate.add_argument("reconstruction", metavar="RECON", help="HDF5 file that `reconstruct` wrote")
+    evaluate.add_argument("reference", metavar="REFERENCE", help="fully sampled file in fastMRI's layout")
+    return parser
+
+
+def _demo_arguments(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--out", type=Path, default=Path("ambient_mri_demo"), metavar="FOLDER", help="default: %(default)s")
+    add("--seed", type=int, default=0, help="of everything that is drawn (default: %(default)s)")
+    add("--minutes", type=float, default=3.0, metavar="M", help="of training on two quiet cores (default: %(default)s)")
+    add("--fresh", action="store_true", help="train again, even where a trained prior is there")
+
+
+def _reconstruct_arguments(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("scan", metavar="SCAN", help="fastMRI HDF5, prepared scan, .npy or .npz")
+    add("--prior", required=True, help="prior folder, or the name of a shipped prior")
+    add("--sampler", default="split_gibbs", choices=("split_gibbs", "dds", "one_step"), help="default: %(default)s")
+    add("--samples", type=int, default=8, metavar="K", help="samples a slice (default: %(default)s)")
+    add("--steps", type=int, metavar="N", help="noise levels; the sampler's own number by default")
+    add("--mask", metavar="FILE[:NAME[:INDEX]]", help="sampling mask: .npy, .npz or .h5 (inferred by default)")
+    add("--coil-maps", metavar="FILE[:NAME[:INDEX]]", help="coil maps (the scan's own, or estimated, by default)")
+    add("--noise-std", type=float, metavar="X", help="noise per real part, raw units (estimated by default)")
+    add("--slices", type=slice_range, metavar="A:B", help="slices A to B - 1, or one number (all by default)")
+    add("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
+    formats = " ".join(commands.OUTPUTS)
+    add("--out", action="append", metavar="FILE", help=f"{formats}; may be given more than once (SCAN_recon.h5)")
+    add("--report", metavar="FILE.html", help="write a self-contained page as well")
+    add("--save-samples", action="store_true", help="store every sample (.h5 and .npz)")
+
+
+def _prepare_arguments(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("sources", nargs="+", type=Path, metavar="SOURCE", help="raw k-space files, or folders of them")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="one file a volume; made if missing")
+    add("--acceleration", type=float, metavar="R", help="undersample fully sampled volumes; they stay whole without it")
+    add("--acs-lines", type=int, default=12, metavar="N", help="of the undersampling (default: %(default)s)")
+    add("--law", default="random_lines", choices=commands.LAWS, help="of the undersampling (default: %(default)s)")
+    add("--maps", default="torch", choices=("torch", "sigpy", "bart"), help="ESPIRiT program (default: %(default)s)")
+    add("--noise-std", type=float, metavar="X", help="noise per real part, raw units (estimated by default)")
+    add("--slices", type=slice_range, metavar="A:B", help="slices A to B - 1 of every volume (all by default)")
+    add("--seed", type=int, default=0, help="of the masks (default: %(default)s)")
+
+
+def slice_range(text: str) -> slice:
+    """``"2:5"``, ``":5"``, ``"2:"`` or ``"3"`` as a slice."""
+    first, colon, last = text.partition(":")
+    try:
+        start, stop = (int(part) if part else None for part in (first, last))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not A:B or a number") from None
+    if colon:
+        return slice(start, stop)
+    if start is None or start < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not A:B or a number from 0")
+    return slice(start, start + 1)

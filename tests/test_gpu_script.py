@@ -1,0 +1,178 @@
+"""benchmarks/gpu: the script for lent GPU machines, rehearsed on the CPU at its smallest size."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from ambient_mri.data.simulate import Simulation, simulate_scan
+from ambient_mri.masks import IndependentLines, SamplingLaw
+from ambient_mri.measurement import Measurement
+from ambient_mri.prior import Prior, build_model, load_prior
+from ambient_mri.report.records import read_records
+
+GPU = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> object:
+    """A function that imports a file of benchmarks/gpu."""
+    monkeypatch.syspath_prepend(str(GPU))
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return load
+
+
+def command(phase: str, folder: Path, *options: str) -> list[str]:
+    script = [sys.executable, str(GPU / "run.py"), phase, "--device", "cpu", "--tiny", "--state", str(folder / "state")]
+    return [*script, "--out", str(folder / "out"), "--data", str(folder), "--restore", str(folder), *options]
+
+
+def run(phase: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.run(
+        command(phase, folder, *options), capture_output=True, text=True, env=environment, check=False
+    )
+
+
+def test_rehearsal_from_start_to_finish_interrupted_and_resumed(tmp_path: Path) -> None:
+    killed = subprocess.Popen(command("all", tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        # Somewhere in the middle of the first training stage, or a little later: it must not matter where.
+        while killed.poll() is None and not list((tmp_path / "state").glob("stages/ambient/checkpoints/*.ckpt")):
+            time.sleep(0.1)
+    finally:
+        killed.kill()
+        killed.wait()
+    finished = run("all", tmp_path, "--minutes", "5")
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    assert "everything is done" in finished.stdout
+    out = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert out == ["ambient.tar", "em1.tar", "em2.tar", "report.tar.gz", "sheet.png", "supervised.tar"]
+    state = tmp_path / "state"
+    for stage in ("ambient", "em1", "em2", "supervised"):
+        assert json.loads((state / "stages" / stage / "done.json").read_text())["steps"] == 12
+    em, ambient = (load_prior(state / "stages" / stage / "prior") for stage in ("em2", "ambient"))
+    assert em.kind == "clean" and ambient.kind == "ambient" and em.model.sd == ambient.model.sd
+    assert len(em.model.error_sigmas) > 0  # type: ignore[arg-type]
+    methods = {row["method"] for row in read_records(state / "records" / "gpu_quality.json").rows}
+    assert {"zero_filled", "cg_sense", "ambient/one_step/point", "em/split_gibbs/sample"} <= methods
+    speeds = {(row["method"], row["metric"]) for row in read_records(state / "records" / "gpu_speed.json").rows}
+    assert ("split_gibbs", "ratio") in speeds and ("torch", "ratio") in speeds
+
+
+def test_another_network_needs_another_state(module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse, job = module("run").parse, module("job")  # type: ignore[operator]
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    common = ["setup", "--device", "cpu", "--state", str(tmp_path)]
+    job.Job(parse([*common, "--network", "unet_small"]))
+    assert job.Job(parse(common)).options.network == "unet_small"  # what is not said again stays
+    with pytest.raises(SystemExit, match="was made with network = unet_small, not unet_large"):
+        job.Job(parse([*common, "--network", "unet_large"]))
+
+
+@pytest.mark.parametrize("mask_per", ["volume", "slice"])
+def test_resident_batches_are_the_measurements(mask_per: str, module: object, tmp_path: Path) -> None:
+    simulation, resident = module("simulation"), module("resident")  # type: ignore[operator]
+    law = IndependentLines(3.0, 4)  # another number of lines in every mask
+    expected, tasks = [], []
+    for index, size in enumerate((3, 2)):
+        name = f"v{index}"
+        images = np.random.default_rng(index).random((size, 24, 20), dtype=np.float32)
+        scanner = Simulation(coils=(2 + 2 * index, 2 + 2 * index))
+        tasks.append(simulation.Task(name, images, law, 5, scanner, mask_per, 0, tmp_path))
+        expected += slices_of(images, law, name, scanner, mask_per)
+    assert simulation.simulate(tasks, processes=1)
+    scans = resident.load_scans(tmp_path, "cpu")
+    assert len(scans) == 5 and scans.sizes == [(24, 20)] * 5
+    found = scans.batch([4, 0, 2])
+    reference = Measurement.collate([expected[i] for i in (4, 0, 2)]).cancel_readout()
+    assert found.check().key == reference.key and found.axes == reference.axes
+    for name in ("y", "mask", "coil_maps", "noise_std", "scale"):
+        torch.testing.assert_close(getattr(found, name), getattr(reference, name), rtol=0, atol=1e-6)
+
+
+def slices_of(images: np.ndarray, law: SamplingLaw, name: str, scanner: Simulation, mask_per: str) -> list[Measurement]:
+    scan = simulate_scan(images, law=law, seed=5, scan_id=name, settings=scanner, mask_per=mask_per).scan
+    m = scan.measurement()
+    return [m[i] for i in range(len(m))]
+
+
+def test_simulation_stops_at_its_deadline_and_goes_on(module: object, tmp_path: Path) -> None:
+    simulation, resident = module("simulation"), module("resident")  # type: ignore[operator]
+    images = np.random.default_rng(0).random((2, 16, 16), dtype=np.float32)
+    task = simulation.Task("v", images, IndependentLines(2.0, 4), 0, Simulation(), "volume", 1, tmp_path)
+    assert not simulation.simulate([task], processes=1, deadline=0.0)
+    assert simulation.simulate([task], processes=1) and len(resident.load_scans(tmp_path, "cpu")) == 1
+    with pytest.raises(ValueError, match="run the phase 'simulate' first"):
+        resident.load_scans(tmp_path / "elsewhere", "cpu")
+
+
+def test_priors_come_back_in_parts_and_are_restored(
+    module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = module("outbox")  # type: ignore[operator]
+    monkeypatch.setattr(outbox, "PART_BYTES", 30_000)
+    architecture = {"kind": "clean", "network": {"channels": 8, "multipliers": [1]}, "sd": 0.3}
+    architecture |= {"sigma_min": 0.01, "sigma_max": 10.0}
+    prior = Prior(build_model(architecture), "clean", architecture, name="em1")
+    prior.save(tmp_path / "state" / "stages" / "em1" / "prior")
+    (tmp_path / "state" / "stages" / "em1" / "plan.json").write_text("{}")
+    assert outbox.deliver(tmp_path / "state", tmp_path / "out") == []
+    parts = sorted(p for p in (tmp_path / "out").iterdir() if p.name.startswith("em1"))
+    assert len(parts) > 1 and max(p.stat().st_size for p in parts) <= 30_000
+    assert outbox.restore(tmp_path / "out", tmp_path / "next") == ["em1"]
+    assert not (tmp_path / "next" / "stages" / "em1" / "plan.json").exists()  # its checkpoint is gone
+    again = load_prior(tmp_path / "next" / "stages" / "em1" / "prior")
+    for name, tensor in prior.model.state_dict().items():
+        torch.testing.assert_close(again.model.state_dict()[name], tensor, rtol=1e-2, atol=1e-3)
+    assert outbox.restore(tmp_path / "out", tmp_path / "next") == []
+
+
+def test_packing_leaves_out_whole_training_subjects_until_it_fits(module: object, tmp_path: Path) -> None:
+    pack = module("pack")  # type: ignore[operator]
+    numbers = np.random.default_rng(0)
+    subjects = np.repeat(np.arange(20, dtype=np.int16), 2)
+    split = np.where(subjects < 16, "train", "val")
+    for name in pack.IMAGES:
+        images = numbers.integers(0, 255, (40, 16, 16), dtype=np.uint8)
+        np.savez(tmp_path / name, images=images, subject=subjects, slice=np.tile([0, 1], 20), split=split)
+    out = tmp_path / "packed"
+    out.mkdir()
+    whole = 2 * 40 * 256
+    pack.pack_images(tmp_path, out, 0.8 * whole)
+    assert sum((out / name).stat().st_size for name in pack.IMAGES) <= 0.8 * whole
+    for name in pack.IMAGES:
+        with np.load(out / name) as packed, np.load(tmp_path / name) as source:
+            kept = np.isin(subjects, np.unique(packed["subject"]))
+            assert np.array_equal(packed["images"], source["images"][kept])
+            assert set(packed["subject"][packed["split"] == "val"].tolist()) == {16, 17, 18, 19}
+
+
+def test_missing_packages_are_unpacked_from_wheels(
+    module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = module("run")  # type: ignore[operator]
+    monkeypatch.setattr(script, "CARRIED", ("hydra", "omegaconf", "antlr4", "carried_example"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "wheels").mkdir()
+    for name in ("carried_example", "not_needed"):
+        with zipfile.ZipFile(tmp_path / "wheels" / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{name}/__init__.py", "answer = 42\n")
+            wheel.writestr(f"{name}-1.0.dist-info/METADATA", f"Name: {name}\nVersion: 1.0\n")
+    script.install_wheels(tmp_path / "wheels", tmp_path / "site")
+    assert importlib.import_module("carried_example").answer == 42
+    assert not (tmp_path / "site" / "not_needed").exists()
