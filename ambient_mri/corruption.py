@@ -18,19 +18,18 @@ line.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ambient_mri._checks import AmbientMRIError, check_option, require
-from ambient_mri.masks import IndependentPixels, SamplingLaw, centre_mask
+from ambient_mri.masks import IndependentPixels, SamplingLaw, always_on, centre_on
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators.base import LinearOperator
 from ambient_mri.operators.masking import Mask
 from ambient_mri.operators.sense import sense
-from ambient_mri.tensors import keyed_generator, rand_rows
+from ambient_mri.tensors import RowGenerators, keyed_generator, rand_rows
 
 __all__ = ["Corruption", "Further", "Learnability", "PixelMasking", "Undersampling", "check_learnable"]
 
@@ -64,7 +63,7 @@ class Corruption(ABC):
         return m
 
     @abstractmethod
-    def further(self, m: Measurement, generators: Sequence[torch.Generator]) -> Further:
+    def further(self, m: Measurement, generators: RowGenerators) -> Further:
         """A fresh B for every row, row ``i`` drawn from ``generators[i]``."""
 
 
@@ -100,12 +99,12 @@ class _Masking(Corruption):
     def forward_operator(self, m: Measurement) -> LinearOperator:
         return self._operator(m, m.mask)
 
-    def further(self, m: Measurement, generators: Sequence[torch.Generator]) -> Further:
+    def further(self, m: Measurement, generators: RowGenerators) -> Further:
         mask = m.mask.expand(len(m), *m.mask.shape[1:])
         uniform = rand_rows(generators, mask.shape[-2] * mask.shape[-1] + 2, device=mask.device)
         keep = self.keep[0] + (self.keep[1] - self.keep[0]) * uniform[:, 0]
         chosen = uniform[:, 2:].reshape(mask.shape) < keep.reshape(-1, 1, 1, 1)
-        always = self.law.always(m.image_shape).to(mask.device)
+        always = always_on(self.law, m.image_shape, mask.device)
         spared = always & (uniform[:, 1].reshape(-1, 1, 1, 1) >= self.always_removal)
         kept = mask & (chosen | spared | self._core(mask))
         inverse = 1 / self.law.probability_sampled(mask, kept, keep).clamp_min(1e-6)
@@ -116,10 +115,10 @@ class _Masking(Corruption):
         return Further(operator=self._operator(m, kept), kept=kept, weights=weights, rate=rate)
 
     def _core(self, mask: Tensor) -> Tensor:
-        columns = centre_mask(mask.shape[-1], self.core)
+        columns = centre_on(mask.shape[-1], self.core, mask.device)
         if mask.shape[-2] == 1:
-            return columns[None, None, None].to(mask.device)
-        return (centre_mask(mask.shape[-2], self.core)[:, None] & columns[None])[None, None].to(mask.device)
+            return columns[None, None, None]
+        return (centre_on(mask.shape[-2], self.core, mask.device)[:, None] & columns[None])[None, None]
 
 
 class Undersampling(_Masking):

@@ -39,7 +39,9 @@ __all__ = [
     "PoissonDisc",
     "RandomLines",
     "SamplingLaw",
+    "always_on",
     "centre_mask",
+    "centre_on",
     "effective_acceleration",
 ]
 
@@ -91,8 +93,19 @@ class SamplingLaw(ABC):
         return {"law": type(self).__name__, **{k: v for k, v in vars(self).items() if isinstance(v, int | float | str)}}
 
     def _always_like(self, mask: Tensor) -> Tensor:
-        shape = (max(mask.shape[-2], 1), mask.shape[-1])
-        return self.always(shape).to(mask.device)
+        return always_on(self, (max(mask.shape[-2], 1), mask.shape[-1]), mask.device)
+
+
+@lru_cache(maxsize=64)
+def always_on(law: SamplingLaw, shape: tuple[int, int], device: torch.device) -> Tensor:
+    """``law.always(shape)`` on a device, copied there once: training asks for it at every step."""
+    return law.always(shape).to(device)
+
+
+@lru_cache(maxsize=64)
+def centre_on(size: int, count: int, device: torch.device) -> Tensor:
+    """:func:`centre_mask` on a device, copied there once."""
+    return centre_mask(size, count).to(device)
 
 
 @lru_cache(maxsize=16)

@@ -9,14 +9,13 @@ Reference: Karras et al. 2022, arXiv:2206.00364 (EDM), section 5 (training law) 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ambient_mri._checks import check_positive, require
-from ambient_mri.tensors import rand_rows
+from ambient_mri.tensors import RowGenerators, rand_rows
 
 __all__ = ["TrainingNoise", "karras_ladder"]
 
@@ -37,13 +36,14 @@ class TrainingNoise:
     sigma_min: float = 0.005
     sigma_max: float = 50.0
 
-    def draw(self, sd: float, generators: Sequence[torch.Generator], above: Tensor | float = 0.0) -> Tensor:
+    def draw(self, sd: float, generators: RowGenerators, above: Tensor | float = 0.0) -> Tensor:
         """One sigma a row, (b,), by inversion of the cut law, never below ``above`` (a number or (b,))."""
-        low = torch.clamp(torch.as_tensor(above, dtype=torch.float64) / sd, min=self.sigma_min)
-        low = low.expand(len(generators)).cpu()
-        cdf = lambda v: torch.special.ndtr((v.log() - self.shift) / self.spread)  # noqa: E731
-        start, end = cdf(low), cdf(torch.tensor(self.sigma_max, dtype=torch.float64))
-        uniform = rand_rows(generators, 1)[:, 0].double().cpu()
+        # Everything stays where the streams are: a copy to the CPU would wait for the GPU at every step.
+        uniform = rand_rows(generators, 1)[:, 0].double()
+        low = (torch.as_tensor(above, dtype=torch.float64, device=uniform.device) / sd).clamp_min(self.sigma_min)
+        low = low.expand(len(generators))
+        start = torch.special.ndtr((low.log() - self.shift) / self.spread)
+        end = 0.5 * (1 + math.erf((math.log(self.sigma_max) - self.shift) / (self.spread * math.sqrt(2))))
         quantile = (start + uniform * (end - start)).clamp(1e-12, 1 - 1e-12)
         sigma = sd * torch.exp(self.shift + self.spread * torch.special.ndtri(quantile))
         return torch.maximum(sigma, low * sd).float()

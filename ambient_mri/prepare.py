@@ -85,17 +85,17 @@ def prepare_scan(raw: RawScan, law: SamplingLaw | None, settings: Preparation) -
     drawn = law if law is not None and raw.fully_sampled else None
     mask = raw.mask if drawn is None else raw.mask & _draw(drawn, raw, settings.seed)
     kspace = np.where(mask, raw.kspace, np.complex64(0))
-    if raw.coil_maps is None:
-        maps, method = _coil_maps(kspace, mask, settings)
-    else:
-        maps, method = raw.coil_maps, "from the file"
     noise_std, noise_source = _noise(raw, kspace, mask, settings)
+    if raw.coil_maps is None:
+        maps, method, warnings = _coil_maps(kspace, mask, noise_std, settings)
+    else:
+        maps, method, warnings = raw.coil_maps, "from the file", []
     preparation: dict[str, Any] = {
         **asdict(settings),
         "maps": method,
         "noise_source": noise_source,
         "retrospective": drawn is not None,
-        "notes": list(raw.notes),
+        "notes": [*raw.notes, *warnings],
     }
     return PreparedScan(
         kspace=kspace.astype(np.complex64, copy=False),
@@ -215,8 +215,11 @@ def _draw(law: SamplingLaw, raw: RawScan, seed: int) -> np.ndarray:
     return law.draw((height, width), generator).numpy()
 
 
-def _coil_maps(kspace: np.ndarray, mask: np.ndarray, settings: Preparation) -> tuple[np.ndarray, str]:
-    parts, method = [], ""
+def _coil_maps(
+    kspace: np.ndarray, mask: np.ndarray, noise_std: np.ndarray, settings: Preparation
+) -> tuple[np.ndarray, str, list[str]]:
+    """Maps of every slice, how they were made, and what a user should know of them."""
+    parts, method, warnings = [], "", []
     for start in range(0, len(kspace), _BATCH):
         rows = slice(start, start + _BATCH)
         found = estimate_coil_maps(
@@ -224,11 +227,13 @@ def _coil_maps(kspace: np.ndarray, mask: np.ndarray, settings: Preparation) -> t
             torch.from_numpy(mask[rows] if len(mask) > 1 else mask),
             backend=settings.maps_backend,
             calib=settings.calib,
+            noise_std=torch.from_numpy(noise_std[rows]),
             absorb=settings.absorb_phase,
         )
         parts.append(found.maps.numpy())
         method = found.method
-    return np.concatenate(parts), method
+        warnings += [text for text in found.warnings if text not in warnings]
+    return np.concatenate(parts), method, warnings
 
 
 def _noise(raw: RawScan, kspace: np.ndarray, mask: np.ndarray, settings: Preparation) -> tuple[np.ndarray, str]:

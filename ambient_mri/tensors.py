@@ -9,7 +9,9 @@ package calls it.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from torch import Tensor
 from ambient_mri._checks import require
 
 __all__ = [
+    "RowGenerators",
+    "RowStreams",
     "complex_randn",
     "from_channels",
     "keyed_generator",
@@ -26,6 +30,9 @@ __all__ = [
     "real_inner",
     "to_channels",
 ]
+
+# splitmix64 (Steele et al. 2014): increment and multipliers, as signed 64-bit numbers.
+_GOLDEN, _MULTIPLY_1, _MULTIPLY_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 
 
 def to_channels(x: Tensor) -> Tensor:
@@ -61,14 +68,78 @@ def complex_randn(
     return torch.view_as_complex(parts)
 
 
-def randn_like_rows(x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+class RowStreams:
+    """Independent random streams, one a row, drawn together: what a GPU needs in place of one generator a row.
+
+    Number n of a stream is hash(key + n * increment): a pure function of the row's key and of how much the stream has
+    given, whatever the other rows are. The streams are not those of :func:`keyed_generator` with the same keys.
+
+    Args:
+        common: Keys shared by all rows, as for :func:`keyed_generator`.
+        rows: What tells the rows apart: their places in the batch of all processes together.
+        device: Where the numbers are drawn.
+
+    Source: Steele et al. 2014, OOPSLA (splitmix64); counter-based as in Salmon et al. 2011, SC11.
+    """
+
+    def __init__(self, *common: int | str, rows: range, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        base = _digest(*common)
+        # Made on the device: nothing waits for a copy. Hashed twice: no two rows share one stream, shifted.
+        places = torch.arange(rows.start, rows.stop, rows.step, device=self.device)
+        self._keys = _splitmix(_splitmix(places.mul_(_GOLDEN).add_(base)).bitwise_xor_(base))
+        self._given = 0
+
+    def __len__(self) -> int:
+        return self._keys.shape[0]
+
+    def uniform(self, count: int) -> Tensor:
+        """(rows, count) float32 in [0, 1), on the device."""
+        return _unit(self._bits(count) >> 40)
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """(rows, *shape) standard normal (Box & Muller 1958); a complex one has unit variance per real part."""
+        count = math.prod(shape)
+        bits = self._bits(count if dtype.is_complex else -(-count // 2))
+        # log1p(-u): u is below one, and may be zero.
+        radius = torch.log1p(-_unit(bits >> 40)).mul_(-2).sqrt_()
+        angle = _unit(bits).mul_(2 * math.pi)
+        del bits
+        if dtype.is_complex:
+            return torch.polar(radius, angle).to(dtype).reshape(len(self), *shape)
+        pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
+        return pairs.flatten(1)[:, :count].to(dtype).reshape(len(self), *shape)
+
+    def _bits(self, count: int) -> Tensor:
+        """The next ``count`` numbers of every stream, (rows, count) int64."""
+        steps = torch.arange(self._given + 1, self._given + count + 1, device=self.device).mul_(_GOLDEN)
+        self._given += count
+        return _splitmix(self._keys[:, None] + steps)
+
+
+RowGenerators: TypeAlias = Sequence[torch.Generator] | RowStreams
+
+
+def _splitmix(z: Tensor) -> Tensor:
+    """The finaliser of splitmix64, in place; >> of int64 keeps the sign, which the mask takes away."""
+    for shift, factor in ((30, _MULTIPLY_1), (27, _MULTIPLY_2)):
+        z.bitwise_xor_((z >> shift).bitwise_and_((1 << (64 - shift)) - 1)).mul_(factor)
+    return z.bitwise_xor_((z >> 31).bitwise_and_((1 << 33) - 1))
+
+
+def _unit(bits: Tensor) -> Tensor:
+    """The lowest 24 bits as float32 in [0, 1)."""
+    return bits.bitwise_and(0xFFFFFF).float().mul_(2.0**-24)
+
+
+def randn_like_rows(x: Tensor, generators: RowGenerators) -> Tensor:
     """Unit-variance noise (per real part) shaped like ``x``, row ``i`` drawn from ``generators[i]``.
 
     Every row owns its stream, so that a result does not depend on the batch it was computed in.
 
     Args:
         x: (b, ...) real or complex tensor; only shape, dtype and device are used.
-        generators: One generator a row; drawn on their own device, then moved.
+        generators: One generator a row, or streams; drawn on their own device, then moved.
 
     Raises:
         AmbientMRIError: If the number of generators is not b.
@@ -78,6 +149,8 @@ def randn_like_rows(x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         f"one generator a row is needed: got {len(generators)} generators for {x.shape[0]} rows.",
     )
     shape = tuple(x.shape[1:])
+    if isinstance(generators, RowStreams):
+        return generators.normal(shape, x.dtype).to(x.device)
     if x.is_complex():
         rows = [complex_randn(shape, generator=g, device=g.device, dtype=x.dtype) for g in generators]
     else:
@@ -87,8 +160,13 @@ def randn_like_rows(x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
 
 def keyed_generator(*keys: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator whose stream is a pure function of ``keys`` (SHA-256), the same on any machine, worker or rank."""
+    return torch.Generator(device=device).manual_seed(_digest(*keys))
+
+
+def _digest(*keys: int | str) -> int:
+    """63 bits of the SHA-256 of ``keys``."""
     digest = hashlib.sha256("\x1f".join(f"{type(k).__name__}:{k}" for k in keys).encode()).digest()
-    return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def real_inner(a: Tensor, b: Tensor) -> Tensor:
@@ -104,6 +182,10 @@ def per_row(value: Tensor | float, like: Tensor) -> Tensor:
     return tensor.reshape(-1, *([1] * (like.ndim - 1)))
 
 
-def rand_rows(generators: Sequence[torch.Generator], count: int, device: torch.device | str = "cpu") -> Tensor:
-    """Uniform numbers in [0, 1), (b, count) float32, row ``i`` from ``generators[i]``."""
-    return torch.stack([torch.rand(count, generator=g, device=g.device) for g in generators]).to(device)
+def rand_rows(generators: RowGenerators, count: int, device: torch.device | str | None = None) -> Tensor:
+    """Uniform numbers in [0, 1), (b, count) float32, row ``i`` from ``generators[i]``; on ``device`` or where drawn."""
+    if isinstance(generators, RowStreams):
+        drawn = generators.uniform(count)
+    else:
+        drawn = torch.stack([torch.rand(count, generator=g, device=g.device) for g in generators])
+    return drawn if device is None else drawn.to(device)

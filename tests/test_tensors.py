@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from ambient_mri.tensors import (
+    RowStreams,
     complex_randn,
     from_channels,
     keyed_generator,
     per_row,
+    rand_rows,
     randn_like_rows,
     real_inner,
     to_channels,
@@ -64,3 +66,32 @@ def test_per_row_broadcasts_numbers_and_vectors() -> None:
     assert per_row(2.0, x).shape == (1, 1, 1, 1)
     assert per_row(torch.tensor([1.0, 2.0]), x).shape == (2, 1, 1, 1)
     assert per_row(1.0, x).dtype == torch.float32
+
+
+def test_row_streams_are_standard_normal_and_uniform() -> None:
+    streams = RowStreams("law", 0, rows=range(16))
+    u, z = rand_rows(streams, 20_000), randn_like_rows(torch.empty(16, 1, 100, 100, dtype=torch.complex64), streams)
+    assert float(u.mean()) == pytest.approx(0.5, abs=0.003)
+    assert float(u.var()) == pytest.approx(1 / 12, abs=0.001)
+    for part in (z.real, z.imag, streams.normal((9_999,))):
+        assert float(part.var()) == pytest.approx(1, abs=0.015)
+        assert float(part.pow(4).mean()) == pytest.approx(3, abs=0.15)
+    between = torch.corrcoef(u)[~torch.eye(16, dtype=torch.bool)]
+    assert float(between.abs().max()) < 5 / 20_000**0.5
+    assert abs(float((z.real * z.imag).mean())) < 0.015
+    assert len(torch.unique(u)) > 0.98 * u.numel()
+
+
+def test_row_streams_depend_on_their_row_and_on_what_they_gave_alone() -> None:
+    everyone, some = RowStreams(3, "train", 7, rows=range(6)), RowStreams(3, "train", 7, rows=range(1, 6, 2))
+    for count in (3, 130, 1):
+        assert torch.equal(everyone.uniform(count)[1::2], some.uniform(count))
+    assert torch.equal(everyone.normal((2, 3), torch.complex64)[1::2], some.normal((2, 3), torch.complex64))
+    now, later = (RowStreams(3, "train", step, rows=range(2)).uniform(4) for step in (7, 8))
+    assert not torch.equal(now, later)
+
+
+def test_row_streams_are_the_same_for_ever() -> None:
+    streams = RowStreams(0, "golden", rows=range(2))
+    expected = [[0.5712472, 0.2236753, 0.9829645], [0.3503752, 0.5139936, 0.6554257]]
+    torch.testing.assert_close(streams.uniform(3), torch.tensor(expected), rtol=0, atol=1e-7)

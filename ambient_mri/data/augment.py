@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ambient_mri._checks import require
 from ambient_mri.measurement import Measurement
-from ambient_mri.tensors import rand_rows
+from ambient_mri.tensors import RowGenerators, rand_rows
 
 __all__ = ["Augmentation", "Transform", "apply_to_images", "apply_to_measurement"]
 
@@ -63,26 +63,28 @@ class Augmentation:
         )
         require(0 <= self.shift < 0.5, f"shift must be a share of the matrix size in [0, 0.5); got {self.shift}.")
 
-    def draw(self, size: tuple[int, int], flip_axes: Sequence[int], generators: Sequence[torch.Generator]) -> Transform:
+    def draw(self, size: tuple[int, int], flip_axes: Sequence[int], generators: RowGenerators) -> Transform:
         """One transform a row, for images of ``size``; only axes in ``flip_axes`` (-2, -1) are reflected."""
         uniform = rand_rows(generators, 6)
-        allowed = torch.tensor([self.flip and axis in flip_axes for axis in (-2, -1)], device=uniform.device)
-        reach = torch.tensor([math.floor(self.shift * n) for n in size], device=uniform.device)
+        # Column by column, with Python numbers: a tensor made from a list would be copied to the GPU and waited for.
+        flips = [(uniform[:, i] < 0.5) & (self.flip and axis in flip_axes) for i, axis in enumerate((-2, -1))]
+        reaches = [math.floor(self.shift * n) for n in size]
+        shifts = [torch.floor(uniform[:, 2 + i] * (2 * n + 1)).long() - n for i, n in enumerate(reaches)]
         low, high = math.log(self.intensity[0]), math.log(self.intensity[1])
         modulus = torch.exp(low + (high - low) * uniform[:, 4])
         angle = 2 * math.pi * uniform[:, 5] * self.phase
         return Transform(
-            flip=(uniform[:, :2] < 0.5) & allowed,
-            shift=torch.floor(uniform[:, 2:4] * (2 * reach + 1)).long() - reach,
+            flip=torch.stack(flips, dim=1),
+            shift=torch.stack(shifts, dim=1),
             factor=torch.polar(modulus, angle),
         )
 
-    def measurements(self, m: Measurement, generators: Sequence[torch.Generator]) -> Measurement:
+    def measurements(self, m: Measurement, generators: RowGenerators) -> Measurement:
         """A batch of measurements, augmented."""
         readout = [axis for axis in (-2, -1) if m.mask.shape[axis] == 1]
-        return apply_to_measurement(m, self.draw(m.image_shape, readout, generators))
+        return _apply(m, self.draw(m.image_shape, readout, generators))
 
-    def images(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    def images(self, images: Tensor, generators: RowGenerators) -> Tensor:
         """A batch of complex images (b, 1, H, W), augmented."""
         return apply_to_images(images, self.draw((images.shape[-2], images.shape[-1]), (-2, -1), generators))
 
@@ -104,12 +106,19 @@ def apply_to_measurement(m: Measurement, transform: Transform) -> Measurement:
             constant or not bool(transform.flip[:, axis].any()),
             f"the mask {tuple(m.mask.shape)} varies along axis {axis}: its measurement cannot be reflected there.",
         )
+    return _apply(m, transform)
+
+
+def _apply(m: Measurement, transform: Transform) -> Measurement:
+    """The measurement of the transformed image, for reflections that are known to be allowed."""
     y = m.y
     for axis in (-2, -1):
         size = y.shape[axis]
         flip, shift = transform.flip[:, axis], transform.shift[:, axis]
         if axis in m.axes:
-            y = _gather(y, axis, flip, torch.zeros_like(shift)) * _ramp(shift, size, axis, y)
+            if m.mask.shape[axis] == 1:
+                y = _gather(y, axis, flip, torch.zeros_like(shift))
+            y = y * _ramp(shift, size, axis, y)
         else:
             y = _gather(y, axis, flip, shift)
     factor = transform.factor.to(y.device)
@@ -131,13 +140,15 @@ def _move(x: Tensor, transform: Transform) -> Tensor:
 
 def _gather(x: Tensor, axis: int, flip: Tensor, shift: Tensor) -> Tensor:
     """x[i] -> x[ (2c - (i - s)) mod n ] where flipped, x[ (i - s) mod n ] elsewhere, c = n//2, one (flip, s) a row."""
-    if not bool(flip.any()) and not bool(shift.any()):
+    # On a GPU the work costs less than to wait for the answer.
+    if flip.device.type == "cpu" and not bool(flip.any()) and not bool(shift.any()):
         return x
     size = x.shape[axis]
     position = torch.arange(size, device=flip.device)[None] - shift[:, None]
     position = torch.where(flip[:, None], 2 * (size // 2) - position, position) % size
-    rows = [row.index_select(row.ndim + axis, index) for row, index in zip(x, position.to(x.device), strict=True)]
-    return torch.stack(rows)
+    shape = [len(x), *([1] * (x.ndim - 1))]
+    shape[axis] = size
+    return x.gather(x.ndim + axis, position.to(x.device).reshape(shape).expand_as(x))
 
 
 def _ramp(shift: Tensor, size: int, axis: int, like: Tensor) -> Tensor:

@@ -21,8 +21,6 @@ noise-aware. 4. lambda = 1 / c_out^2 knows the sampled fraction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -32,7 +30,7 @@ from ambient_mri.denoiser import ConditionalDenoiser
 from ambient_mri.measurement import Measurement
 from ambient_mri.noise import TrainingNoise
 from ambient_mri.objectives.base import Loss
-from ambient_mri.tensors import per_row, rand_rows, randn_like_rows
+from ambient_mri.tensors import RowGenerators, per_row, rand_rows, randn_like_rows
 
 __all__ = ["AmbientObjective"]
 
@@ -63,7 +61,7 @@ class AmbientObjective:
         self.corruption, self.noise = corruption, TrainingNoise() if noise is None else noise
         self.one_step_share, self.noise_aware, self.kept_cap = one_step_share, noise_aware, kept_cap
 
-    def __call__(self, model: ConditionalDenoiser, batch: Measurement, generators: Sequence[torch.Generator]) -> Loss:
+    def __call__(self, model: ConditionalDenoiser, batch: Measurement, generators: RowGenerators) -> Loss:
         batch = self.corruption.simplified(batch)
         sigma, added = self._noise_levels(model, batch, generators)
         further = self.corruption.further(batch, generators)
@@ -83,11 +81,11 @@ class AmbientObjective:
         )
 
     def _noise_levels(
-        self, model: ConditionalDenoiser, batch: Measurement, generators: Sequence[torch.Generator]
+        self, model: ConditionalDenoiser, batch: Measurement, generators: RowGenerators
     ) -> tuple[Tensor, Tensor]:
         """sigma of the input and the standard deviation of the noise to add, both (b,)."""
         sigma_y = batch.noise_std if self.noise_aware else torch.zeros_like(batch.noise_std)
-        sigma = self.noise.draw(model.sd, generators, above=1.2 * sigma_y.cpu()).to(batch.noise_std)
+        sigma = self.noise.draw(model.sd, generators, above=1.2 * sigma_y).to(batch.noise_std)
         one_step = (rand_rows(generators, 1, device=sigma.device)[:, 0] < self.one_step_share) & (batch.noise_std > 0)
         sigma = torch.where(one_step, batch.noise_std.clamp_min(1e-6), sigma)
         added = (sigma.square() - sigma_y.square()).clamp_min(0).sqrt()

@@ -4,12 +4,12 @@ optimiser.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
+
+from ambient_mri.tensors import RowGenerators
 
 __all__ = ["Loss", "Objective"]
 
@@ -37,6 +37,6 @@ class Objective(Protocol):
 
     kind: str
 
-    def __call__(self, model: nn.Module, batch: Any, generators: Sequence[torch.Generator]) -> Loss:
+    def __call__(self, model: nn.Module, batch: Any, generators: RowGenerators) -> Loss:
         """The loss of ``model`` on ``batch``, row ``i`` drawing its noise from ``generators[i]``."""
         ...

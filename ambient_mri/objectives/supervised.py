@@ -7,15 +7,12 @@ Reference: Karras et al. 2022, arXiv:2206.00364, equations 2 and 8.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
 from ambient_mri.denoiser import Denoiser, output_scale
 from ambient_mri.noise import TrainingNoise
 from ambient_mri.objectives.base import Loss
-from ambient_mri.tensors import per_row, randn_like_rows
+from ambient_mri.tensors import RowGenerators, per_row, randn_like_rows
 
 __all__ = ["SupervisedObjective"]
 
@@ -32,7 +29,7 @@ class SupervisedObjective:
     def __init__(self, noise: TrainingNoise | None = None) -> None:
         self.noise = TrainingNoise() if noise is None else noise
 
-    def __call__(self, model: Denoiser, batch: Tensor, generators: Sequence[torch.Generator]) -> Loss:
+    def __call__(self, model: Denoiser, batch: Tensor, generators: RowGenerators) -> Loss:
         sigma = self.noise.draw(model.sd, generators).to(batch.device)
         x_t = batch + per_row(sigma, batch) * randn_like_rows(batch, generators)
         error = (model(x_t, sigma) - batch).abs().square().mean(dim=(1, 2, 3)) / (2 if batch.is_complex() else 1)

@@ -58,6 +58,27 @@ class EMA(WeightAveraging):
         self.half_life = half_life
         super().__init__(use_buffers=False, multi_avg_fn=self._average)
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Make the average where the model is going to be: at this point it is still on the CPU."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Average after every optimiser step. The count is the trainer's: torch's own, on the GPU, is waited for."""
+        step = trainer.global_step
+        if step <= self._latest_update_step or self._average_model is None:
+            return
+        averaged = [p.detach() for p in self._average_model.module.parameters()]
+        current = [p.detach() for p in pl_module.parameters()]
+        if step == 1:
+            torch._foreach_copy_(averaged, current)
+        else:
+            self._average(averaged, current, step - 1)
+        self._average_model.n_averaged += 1
+        self._latest_update_step = step
+
     @torch.no_grad()
     def _average(self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
         decay = 0.5 ** (1 / (self.half_life * max(int(count), 1)))

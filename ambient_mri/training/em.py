@@ -96,7 +96,7 @@ def expectation(
 def reconstruct_rows(prior: Prior, m: Measurement, sampler: Sampler, seed: int) -> Tensor:
     """One reconstruction a row of ``m``, (b, 1, H, W), in scaled units."""
     m = m.cancel_readout()
-    generators = [keyed_generator(seed, "e-step", key) for key in m.key]
+    generators = [keyed_generator(seed, "e-step", key, device=m.y.device) for key in m.key]
     model = prior.model
     denoiser = ambient_denoiser(model, m, generators) if isinstance(model, ConditionalDenoiser) else model
     corruption = Undersampling(ObservedMasks([m.mask[:1]]))

@@ -7,7 +7,7 @@ batch): the same for any worker, rank or resumed run.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,7 +19,7 @@ from ambient_mri.data.augment import Augmentation
 from ambient_mri.data.datasets import ImageBatch
 from ambient_mri.measurement import Measurement
 from ambient_mri.objectives import Loss, Objective
-from ambient_mri.tensors import keyed_generator
+from ambient_mri.tensors import RowGenerators, RowStreams, keyed_generator
 
 __all__ = ["NonFiniteLossError", "TrainingModule", "learning_rate_factor"]
 
@@ -127,16 +127,18 @@ class TrainingModule(pl.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def generators(self, batch_idx: int, rows: int) -> list[torch.Generator]:
-        """One generator a row of this process's part of a training batch, on the device of the model."""
+    def generators(self, batch_idx: int, rows: int) -> RowGenerators:
+        """One random stream a row of this process's part of a training batch, on the device of the model."""
         rank, world_size = self.global_rank, self.trainer.world_size
-        places = [rank + world_size * i for i in range(rows)]
-        return [keyed_generator(self.seed, "train", batch_idx, place, device=self.device) for place in places]
+        places = range(rank, rank + world_size * rows, world_size)
+        if self.device.type != "cpu":  # one kernel a draw, not one a row
+            return RowStreams(self.seed, "train", batch_idx, rows=places, device=self.device)
+        return [keyed_generator(self.seed, "train", batch_idx, place) for place in places]
 
     def _loss(
         self,
         batch: Measurement | ImageBatch,
-        generators: Sequence[torch.Generator],
+        generators: RowGenerators,
         augmentation: Augmentation | None,
     ) -> Loss:
         if isinstance(batch, ImageBatch):
