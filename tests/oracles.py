@@ -1,7 +1,7 @@
 """Worlds with a closed form: complex Gaussian images, dense operators, exact posteriors. Everything in complex128.
 
-    x0 = mean + C^(1/2) e,     y = A x0 + noise_std n,     e and n of unit variance per real part
-    posterior:  m = mean + G (y - A mean),   V = C - G A C,   G = C A^H ( A C A^H + noise_std^2 I )^-1
+x0 = mean + C^(1/2) e,     y = A x0 + noise_std n,     e and n of unit variance per real part
+posterior:  m = mean + G (y - A mean),   V = C - G A C,   G = C A^H ( A C A^H + noise_std^2 I )^-1
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from torch import Tensor
 
 from ambient_mri.denoiser import ConditionalDenoiser, Denoiser, GaussianDenoiser
 from ambient_mri.operators import LinearOperator, fft, ifft, sense
-from ambient_mri.tensors import complex_randn, per_row
+from ambient_mri.sampling import Sampler, SamplerResult
+from ambient_mri.tensors import complex_randn, keyed_generator, per_row
 
 __all__ = [
     "GaussianWorld",
+    "MixtureDenoiser",
     "OptimalAmbient",
     "Posterior",
+    "PosteriorScene",
     "StationaryDenoiser",
     "WhiteDenoiser",
     "dense_matrix",
@@ -65,7 +68,7 @@ class GaussianWorld:
         spectrum = (1 + (rows[:, None] ** 2 + columns[None] ** 2) / 1.5**2) ** -power
         transform = dense_fourier(height, width)
         covariance = transform.mH @ (spectrum.flatten()[:, None] * transform)
-        bump = torch.exp(-(rows[:, None] / (0.6 * height)) ** 2 - (columns[None] / (0.6 * width)) ** 2)
+        bump = torch.exp(-((rows[:, None] / (0.6 * height)) ** 2) - (columns[None] / (0.6 * width)) ** 2)
         phase = 0.5 * torch.sin(2 * torch.pi * (columns[None] / width + 0.5 * rows[:, None] / height))
         window = ((0.3 + bump) * torch.exp(1j * phase)).flatten()
         covariance = window[:, None] * covariance * window.conj()[None]
@@ -137,6 +140,109 @@ def small_sense(*, size: int = 16, coils: int = 4, dtype: torch.dtype = torch.co
     """SENSE with a fixed 1-D mask of R = 4: two ACS lines and two outer ones."""
     lines = (size // 2 - 5 * size // 16, size // 2 - 1, size // 2, size // 2 + size // 4)
     return sense(smooth_coils(coils, size, size).to(dtype), line_mask(size, lines))
+
+
+@dataclass(frozen=True)
+class PosteriorScene:
+    """A few truths of a Gaussian world, their data under SENSE, and the exact posterior.
+
+    Attributes:
+        world: Of the images.
+        operator: A, complex128.
+        matrix: A, dense.
+        truth: (n, 1, H, W).
+        y: (n, coils, H, W).
+        noise_std: Of y, per real part.
+        exact: The posterior of every truth.
+    """
+
+    world: GaussianWorld
+    operator: LinearOperator
+    matrix: Tensor
+    truth: Tensor
+    y: Tensor
+    noise_std: float
+    exact: Posterior
+
+    @staticmethod
+    def make(size: int, noise_std: float, *, lines: tuple[int, ...], truths: int = 2, coils: int = 4) -> PosteriorScene:
+        """A world of ``size`` x ``size`` images, measured at ``lines`` by ``coils``."""
+        world = GaussianWorld.with_decaying_spectrum(size, size)
+        operator = sense(smooth_coils(coils, size, size), line_mask(size, lines))
+        generator = keyed_generator("posterior scene", size)
+        truth = world.draw(truths, generator)
+        clean = operator.forward(truth)
+        noise = noise_std * complex_randn(clean.shape, generator=generator, dtype=clean.dtype)
+        y = clean + noise * line_mask(size, lines)
+        matrix = dense_matrix(operator, (1, size, size))
+        # Rows outside the mask are zero: without noise they would make the exact system singular.
+        sampled = matrix.abs().sum(dim=1) > 0
+        exact = world.posterior(matrix[sampled], y.flatten(1)[:, sampled], max(noise_std, 1e-6))
+        return PosteriorScene(world, operator, matrix, truth, y, noise_std, exact)
+
+    def run(self, sampler: Sampler, samples: int) -> tuple[Tensor, SamplerResult]:
+        """(n, samples, 1, H, W) complex128, drawn in single precision, and the sampler's own result."""
+        count, single = len(self.truth), torch.complex64
+        generators = [keyed_generator("sample", i, k) for i in range(count) for k in range(samples)]
+        masking, _, coils = self.operator.factors  # type: ignore[attr-defined]
+        operator = sense(coils.coil_maps.to(single), masking.mask)
+        prior, y = self.world.denoiser(single), self.y.to(single)
+        result = sampler.sample(prior, operator, y, self.noise_std, generators=generators)
+        return result.x.reshape(count, samples, 1, *self.world.shape).to(torch.complex128), result
+
+    def scores(self, samples: Tensor) -> dict[str, float]:
+        """Of (n, samples, 1, H, W).
+
+        nrmse: expected error of the sampler's mean over that of the exact mean, free of the error that a finite number
+        of samples adds; nrmse_exact: that of the exact mean, relative to the images. variance and data_variance: of the
+        image and of A x, over the exact ones.
+        """
+        count, draws = samples.shape[:2]
+        mean, spread = samples.mean(1), samples.var(1)
+        variance = 2 * self.exact.variance.sum()
+        distance = ((mean - self.exact.mean).abs().square().sum() - spread.sum() / draws) / count
+        centred = (samples - mean[:, None]).flatten(0, 1)
+        seen = self.operator.forward(centred).abs().square().sum() / (draws - 1)
+        in_data = (self.matrix @ self.exact.covariance @ self.matrix.mH).diagonal().real.sum()
+        energy = self.world.mean.abs().square() + 2 * self.world.covariance.diagonal().real.reshape_as(self.world.mean)
+        return {
+            "nrmse": float((1 + distance / variance).clamp_min(0).sqrt()),
+            "nrmse_exact": float((variance / energy.sum()).sqrt()),
+            "variance": float(spread.sum() / (count * variance)),
+            "data_variance": float(seen / (2 * count * in_data)),
+        }
+
+
+class MixtureDenoiser(Denoiser):
+    """The analytic denoiser of independent pixel pairs, each from a mixture of round Gaussians; images (b, 1, n, 2).
+
+    Args:
+        means: (k, 2).
+        weights: (k,), of sum one.
+        spread: Standard deviation of every component.
+    """
+
+    def __init__(self, means: Tensor, weights: Tensor, spread: float) -> None:
+        second = (weights[:, None] * (means.square() + spread**2)).sum(0).mean()
+        super().__init__(float(second.sqrt()), 1e-3, 100.0)
+        self.means, self.weights, self.spread = means, weights, spread
+
+    def responsibility(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Pr(component | x_t), (b, 1, n, k)."""
+        variance = self.spread**2 + per_row(sigma, x).square()
+        distance = (x[..., None, :] - self.means).square().sum(-1)
+        return (self.weights.log() - 0.5 * distance / variance).softmax(-1)
+
+    def forward(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        level = per_row(sigma, x_t)
+        gain = (self.spread**2 / (self.spread**2 + level.square()))[..., None]
+        each = self.means + gain * (x_t[..., None, :] - self.means)
+        return (self.responsibility(x_t, sigma)[..., None] * each).sum(-2)
+
+    def posterior_weights(self, y: float, noise_std: float) -> Tensor:
+        """Pr(component | first pixel of the pair measured), (k,)."""
+        variance = self.spread**2 + noise_std**2
+        return (self.weights.log() - 0.5 * (y - self.means[:, 0]).square() / variance).softmax(0)
 
 
 class StationaryDenoiser(Denoiser):

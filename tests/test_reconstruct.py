@@ -233,7 +233,11 @@ def test_few_acs_lines_and_none_are_warned_about() -> None:
     kspace, _, _, _ = scan(mask=offset)
     with pytest.warns(ReconstructionWarning, match="no ACS lines"):
         none = run(kspace, noise_std=NOISE)
-    assert np.isfinite(none.mean).all() and none.settings["coil_maps"] == "low_resolution"
+    assert np.isfinite(none.mean).all() and none.settings["coil_maps"] == "joint from low_resolution"
+    with pytest.warns(ReconstructionWarning, match="no ACS lines"):
+        assert run(kspace, noise_std=NOISE, coil_maps="espirit").settings["coil_maps"] == "low_resolution"
+    with pytest.raises(AmbientMRIError, match="coil_maps must be one of 'espirit', 'joint'"):
+        run(kspace, coil_maps="sense")
 
 
 def test_maps_that_are_cropped_or_not_normalised_are_normalised_with_a_warning() -> None:
@@ -278,7 +282,16 @@ def test_solve_denoises_exactly() -> None:
     truth = 0.3 * complex_randn((2, 1, 16, 16), generator=keyed_generator("solve"))
     noise = complex_randn(truth.shape, generator=keyed_generator("noise"))
     y = truth + levels.reshape(2, 1, 1, 1) * noise
-    found = solve(y, Identity(), prior, noise_std=levels, samples=200, sampler=SplitGibbs(25), batch_size=150)
+    found = solve(
+        y,
+        Identity(),
+        prior,
+        noise_std=levels,
+        samples=200,
+        sampler=SplitGibbs(25),
+        batch_size=150,
+        keep_samples=True,
+    )
     assert nrmse(prior(y, levels).numpy(), found.mean.numpy()) < 0.06
     assert found.samples.shape == (2, 200, 1, 16, 16) and found.std is not None
     variance = 2 * 0.09 * levels.square() / (0.09 + levels.square())
@@ -302,7 +315,8 @@ def test_solve_inpaints_in_any_batch() -> None:
 
 
 def test_real_images_are_solved_for() -> None:
-    found = solve(torch.ones(1, 3, 8, 8), Identity(), WhiteDenoiser(1.0), noise_std=1.0, samples=20, steps=20)
+    y = torch.ones(1, 3, 8, 8)
+    found = solve(y, Identity(), WhiteDenoiser(1.0), noise_std=1.0, samples=20, steps=20, keep_samples=True)
     assert not found.samples.is_complex() and found.mean.shape == (1, 3, 8, 8)
     assert found.mean.mean() == pytest.approx(0.5, abs=0.05)
 

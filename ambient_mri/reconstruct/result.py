@@ -9,33 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-__all__ = ["Reconstruction", "ReconstructionWarning", "Solution"]
+__all__ = ["Reconstruction", "ReconstructionWarning"]
 
 
 class ReconstructionWarning(UserWarning):
     """A reconstruction that could be made, but that its user should look at with care."""
-
-
-@dataclass(frozen=True, eq=False)
-class Solution:
-    """The outcome of :func:`~ambient_mri.reconstruct.solve`, on the CPU.
-
-    Attributes:
-        mean: (b, 1, H, W) mean of the samples.
-        std: Standard deviation of the samples (of both parts together, where complex); None for a single sample.
-        samples: (b, samples, 1, H, W).
-        residual: (b,) chi^2 = ||y - A x||^2 / (m noise_std^2), mean over the samples; near 1 for honest samples, NaN
-            where noise_std is 0.
-        settings: Everything that made it, as plain data.
-    """
-
-    mean: Tensor
-    std: Tensor | None
-    samples: Tensor
-    residual: Tensor
-    settings: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,9 @@ from ambient_mri._checks import DataError, check_finite, check_positive, check_s
 from ambient_mri.coil_maps import absorb_phase, estimate_coil_maps
 from ambient_mri.data.normalize import estimate_noise_std, measured_scale
 from ambient_mri.measurement import Measurement
+from ambient_mri.prior import Prior
 from ambient_mri.sampling.calibration import effective_noise_std
+from ambient_mri.sampling.joint_maps import joint_coil_maps
 
 if TYPE_CHECKING:
     from ambient_mri.data.files import SliceSelection
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["ArrayLike", "Chunk", "Volume", "read_raw"]
 
 ArrayLike: TypeAlias = np.ndarray | Tensor
+
+# Below this number of ACS lines, joint estimation gives better coil maps than ESPIRiT (benchmarks/quality/maps.py).
+JOINT_BELOW = 6
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Chunk:
         effective: (b,) effective level from the calibration lines, scaled units.
         maps_method: Where the coil maps come from.
         warnings: What a user should know.
+        poor_maps: Whether the maps come from so few ACS lines that joint estimation does better.
     """
 
     measurement: Measurement
@@ -47,6 +53,14 @@ class Chunk:
     effective: Tensor
     maps_method: str
     warnings: tuple[str, ...]
+    poor_maps: bool = False
+
+    def with_joint_maps(self, prior: Prior, seed: int) -> Chunk:
+        """The same slices with coil maps estimated together with the image."""
+        if self.measurement.num_coils == 1:
+            return self
+        measurement = joint_coil_maps(prior.model, self.measurement, self.noise_std, seed=seed)
+        return replace(self, measurement=measurement, maps_method=f"joint from {self.maps_method}")
 
 
 @dataclass(frozen=True)
@@ -104,12 +118,13 @@ class Volume:
         if raw.coil_maps is None:
             found = estimate_coil_maps(y, mask, noise_std=noise)
             maps, phase, method, notes = found.maps, found.phase, found.method, found.warnings
+            poor = found.acs is None or found.acs.num_lines < JOINT_BELOW
             support = torch.ones_like(phase, dtype=torch.bool)
         else:
             given = torch.from_numpy(np.ascontiguousarray(per_slice(raw.coil_maps))).to(device).expand_as(y)
             maps, support, notes = _normalised(given)
             maps, phase = absorb_phase(maps, y, mask)
-            method = "given"
+            method, poor = "given", False
         m = Measurement(
             y=y,
             mask=mask,
@@ -122,7 +137,7 @@ class Volume:
         m = replace(m, noise_std=torch.maximum(noise, effective))
         if transpose:
             m = replace(m, y=m.y.mT, mask=m.mask.mT, coil_maps=maps.mT)
-        return Chunk(m.cancel_readout(), phase, support, noise, effective, method, notes)
+        return Chunk(m.cancel_readout(), phase, support, noise, effective, method, notes, poor)
 
     def settings(self) -> dict[str, Any]:
         """What was measured of the volume, as plain data."""

@@ -5,17 +5,38 @@ from __future__ import annotations
 from typing import Any
 
 from ambient_mri._checks import AmbientMRIError, check_option
+from ambient_mri.sampling.adps import ADPS, ADPSFixed
 from ambient_mri.sampling.ambient import ambient_denoiser
 from ambient_mri.sampling.base import Callback, Level, Problem, Sampler, SamplerResult
+from ambient_mri.sampling.daps import DAPS
 from ambient_mri.sampling.dds import DDS
+from ambient_mri.sampling.diffpir import DiffPIR
+from ambient_mri.sampling.dps import DPS
+from ambient_mri.sampling.heun import Heun, unconditional
+from ambient_mri.sampling.langevin import Langevin
+from ambient_mri.sampling.mmps import MMPS
+from ambient_mri.sampling.msm import MSM
 from ambient_mri.sampling.one_step import OneStep
+from ambient_mri.sampling.pigdm import PiGDM
+from ambient_mri.sampling.pula import PULA
 from ambient_mri.sampling.split_gibbs import SplitGibbs
 
 __all__ = [
+    "ADPS",
+    "ADPSFixed",
     "Callback",
+    "DAPS",
     "DDS",
+    "DPS",
+    "DiffPIR",
+    "Heun",
+    "Langevin",
     "Level",
+    "MMPS",
+    "MSM",
     "OneStep",
+    "PULA",
+    "PiGDM",
     "Problem",
     "SAMPLERS",
     "Sampler",
@@ -23,9 +44,26 @@ __all__ = [
     "SplitGibbs",
     "ambient_denoiser",
     "make_sampler",
+    "unconditional",
 ]
 
-SAMPLERS: dict[str, type[Sampler]] = {cls.name: cls for cls in (SplitGibbs, DDS, OneStep)}
+_CLASSES: tuple[type[Sampler], ...] = (
+    SplitGibbs,
+    DDS,
+    OneStep,
+    MMPS,
+    DPS,
+    PiGDM,
+    DiffPIR,
+    DAPS,
+    PULA,
+    Langevin,
+    MSM,
+    ADPS,
+    ADPSFixed,
+    Heun,
+)
+SAMPLERS: dict[str, type[Sampler]] = {cls.name: cls for cls in _CLASSES}
 
 
 def make_sampler(sampler: str | Sampler, steps: int | None = None, **options: Any) -> Sampler:

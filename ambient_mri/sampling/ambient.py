@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ambient_mri._checks import PriorError
 from ambient_mri.coil_maps import find_acs
 from ambient_mri.corruption import Undersampling
 from ambient_mri.denoiser import AmbientDenoiser, ConditionalDenoiser
 from ambient_mri.masks import SamplingLaw
 from ambient_mri.measurement import Measurement
+from ambient_mri.sampling.base import Problem, Sampler
 
-__all__ = ["OneScan", "ambient_denoiser"]
+__all__ = ["OneScan", "ambient_denoiser", "ambient_of"]
 
 
 class OneScan(SamplingLaw):
@@ -70,3 +72,14 @@ def ambient_denoiser(
     """
     law = OneScan(measurement.mask, measurement.image_shape)
     return model.as_denoiser(Undersampling(law, keep=keep), measurement, generators, masks)
+
+
+def ambient_of(sampler: Sampler, problem: Problem) -> AmbientDenoiser:
+    """The problem's denoiser, for a sampler that is made for ambient networks alone.
+
+    Raises:
+        PriorError: If it is a clean one, with the sampler's reason.
+    """
+    if not isinstance(problem.denoiser, AmbientDenoiser):
+        raise PriorError(f"{sampler.name} needs an ambient network: {sampler.refusal}")
+    return problem.denoiser

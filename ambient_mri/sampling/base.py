@@ -25,6 +25,7 @@ from ambient_mri.noise import karras_ladder
 from ambient_mri.operators.base import LinearOperator
 from ambient_mri.sampling.data_step import (
     DataStep,
+    ExactStep,
     MeasurementNoise,
     make_data_step,
     relative_tolerance,
@@ -36,6 +37,11 @@ __all__ = ["Callback", "Level", "Problem", "Sampler", "SamplerResult"]
 
 # Lowest lam_t: noiseless data count as data with a noise of r_t / 100; single precision still tells what A sees.
 LAM_FLOOR = 1e-4
+# Why samplers refuse a feed-forward network.
+FEEDFORWARD = (
+    "it reconstructs in one step at the noise level of the data, and was never trained to denoise at another. Use "
+    "one_step."
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,8 @@ class Problem:
         backprojection: A^H y, (b, 1, H, W).
         data_step: Solver of the regularised normal equations.
         evaluations: Network evaluations so far.
+        gradients: Vector-Jacobian products through the network so far.
+        memory: What a step keeps for the later steps of the same run.
     """
 
     denoiser: Denoiser
@@ -84,6 +92,8 @@ class Problem:
     backprojection: Tensor
     data_step: DataStep
     evaluations: int = 0
+    gradients: int = 0
+    memory: dict[str, Any] = field(default_factory=dict)
     _noise: MeasurementNoise | None = None
 
     @property
@@ -106,6 +116,20 @@ class Problem:
             rows = self.data[:1].expand(len(self.generators), *self.data.shape[1:])
             self._noise = MeasurementNoise(self.operator, rows)
         return self.operator.adjoint(self._noise.draw(self.generators))
+
+    def perturbed_step(self, data: Tensor, guess: Tensor, level: Tensor, lam: Tensor, rtol: Tensor) -> Tensor:
+        """The data step with data + level A^H e, e white in the space of y and drawn where that costs least.
+
+        Args:
+            data: A^H y, or a multiple of it, (b, 1, H, W).
+            guess: v of the data step, same shape.
+            level: Of the noise, per real part, (b,).
+            lam: (b,).
+            rtol: (b,), see :class:`DataStep`.
+        """
+        if isinstance(self.data_step, ExactStep):
+            return self.data_step.perturbed(data, guess, lam, per_row(level, data) * self.image_noise())
+        return self.data_step(data + per_row(level, data) * self.backprojected_noise(), guess, lam, rtol)
 
 
 @dataclass(frozen=True)
@@ -233,15 +257,16 @@ class Sampler(ABC):
             "generators).",
             PriorError,
         )
-        self.check_kind("ambient" if isinstance(denoiser, AmbientDenoiser) else "clean")
+        self.check_kind(denoiser.model.kind if isinstance(denoiser, AmbientDenoiser) else "clean")
 
     def check_kind(self, kind: str) -> None:
-        """Raise unless this sampler is valid for priors of ``kind``, "clean" or "ambient".
+        """Raise unless this sampler is valid for priors of ``kind``, "clean", "ambient" or "feedforward".
 
         Raises:
             PriorError: With the reason.
         """
-        message = f"{self.name} is not valid for a prior of kind {kind!r}: {self.refusal}"
+        reason = FEEDFORWARD if kind == "feedforward" else self.refusal
+        message = f"{self.name} is not valid for a prior of kind {kind!r}: {reason}"
         require(kind in self.accepts, message, PriorError)
 
     def describe(self) -> dict[str, Any]:
@@ -325,6 +350,7 @@ class Sampler(ABC):
         return {
             "sampler": self.name,
             "evaluations": problem.evaluations,
+            "gradients": problem.gradients,
             "sigma_max": float(levels[0].sigma.max()),
             "sigma_min": float(levels[-1].sigma.min()),
             "data_step": problem.data_step.name,

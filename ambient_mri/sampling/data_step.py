@@ -136,18 +136,37 @@ class ExactStep(DataStep):
         return self.eigenvalues.shape[0]
 
     def __call__(self, data: Tensor, guess: Tensor, lam: Tensor, rtol: Tensor) -> Tensor:
-        slices, rows = self.slices, len(guess)
-        right = (data + per_row(lam, guess) * guess)[:, 0]
-        right = right.mT if self.transposed else right
-        height, width = right.shape[-2:]
-        # (slices, H, samples, W): every readout position has its own matrix.
-        right = right.reshape(slices, -1, height, width).transpose(1, 2)
-        weight = lam.to(self.eigenvalues).expand(rows).reshape(slices, 1, -1, 1)
-        coefficients = (right @ self.basis_conj) / (self.eigenvalues[:, :, None] + weight)
+        return self._solve(data + per_row(lam, guess) * guess, lam, None)
+
+    def perturbed(self, data: Tensor, guess: Tensor, lam: Tensor, white: Tensor) -> Tensor:
+        """The solution with data + A^H e instead of data, for the noise e of y: Q sqrt(g) w has the law of A^H e.
+
+        Noise of the size of an image, and neither a transform nor a product beside those of the solution itself.
+
+        Args:
+            data: A^H y, (b, 1, H, W).
+            guess: v, same shape.
+            lam: (b,), positive.
+            white: w, the coordinates of the noise in the eigenvectors, same shape: white, with the level of e.
+        """
+        return self._solve(data + per_row(lam, guess) * guess, lam, white)
+
+    def _solve(self, right: Tensor, lam: Tensor, white: Tensor | None) -> Tensor:
+        rows, (height, width) = len(right), right.shape[-2:][:: -1 if self.transposed else 1]
+        weight = lam.to(self.eigenvalues).expand(rows).reshape(self.slices, 1, -1, 1)
+        eigenvalues = self.eigenvalues[:, :, None]
+        coefficients = self._by_position(right.mT if self.transposed else right) @ self.basis_conj
+        if white is not None:
+            coefficients = coefficients + eigenvalues.sqrt() * self._by_position(white.reshape(rows, 1, height, width))
+        coefficients = coefficients / (eigenvalues + weight)
         # Q c as conj( conj(c) Q^H ): one stored table serves both products.
         solution = torch.conj_physical(torch.conj_physical(coefficients) @ self.basis_conj.mT)
         image = solution.transpose(1, 2).reshape(rows, 1, height, width)
         return image.mT if self.transposed else image
+
+    def _by_position(self, image: Tensor) -> Tensor:
+        """(b, 1, H, W) as (slices, H, samples, W): every readout position has its own matrix."""
+        return image.reshape(self.slices, -1, *image.shape[-2:]).transpose(1, 2)
 
 
 class MeasurementNoise:
@@ -163,7 +182,8 @@ class MeasurementNoise:
         mask = outermost.mask if isinstance(outermost, Mask) else None
         self.like = like
         self.mask = None if mask is None else mask.expand(-1, *like.shape[1:])
-        self.counts = [] if self.mask is None else self.mask.flatten(1).sum(1).tolist()
+        self.places = [] if self.mask is None else [row.flatten().nonzero()[:, 0] for row in self.mask]
+        self.counts = [len(places) for places in self.places]
 
     def real_numbers(self) -> list[int]:
         """Real numbers measured for every row (one entry for all, where the mask is shared)."""
@@ -175,12 +195,11 @@ class MeasurementNoise:
         """Unit-variance noise (per real part), row ``i`` from ``generators[i]``; zero outside the mask."""
         if self.mask is None:
             return randn_like_rows(self.like, generators)
-        noise = self.like.new_zeros(self.like.shape)
+        noise = self.like.new_zeros(len(self.like), self.like[0].numel())
         for row, generator in enumerate(generators):
             pick = row if len(self.counts) > 1 else 0
-            values = _draw(self.counts[pick], generator, self.like.dtype).to(noise.device)
-            noise[row].masked_scatter_(self.mask[pick], values)
-        return noise
+            noise[row, self.places[pick]] = _draw(self.counts[pick], generator, self.like.dtype).to(noise.device)
+        return noise.reshape(self.like.shape)
 
 
 def make_data_step(

@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ambient_mri._checks import PriorError
-from ambient_mri.denoiser import AmbientDenoiser, Denoiser
+from ambient_mri._checks import PriorError, require
+from ambient_mri.denoiser import Denoiser
+from ambient_mri.sampling.ambient import ambient_of
 from ambient_mri.sampling.base import Level, Problem, Sampler
 from ambient_mri.sampling.data_step import repeat_rows
 
@@ -31,7 +32,7 @@ class OneStep(Sampler):
     """
 
     name: ClassVar[str] = "one_step"
-    accepts: ClassVar[tuple[str, ...]] = ("ambient",)
+    accepts: ClassVar[tuple[str, ...]] = ("ambient", "feedforward")
     refusal: ClassVar[str] = (
         "one step reconstructs with a network that was trained to fill in missing measurements; a clean denoiser only "
         "removes noise. Use split_gibbs or dds."
@@ -46,9 +47,13 @@ class OneStep(Sampler):
         return torch.tensor([min(max(noise_std, denoiser.sigma_min), denoiser.sigma_max)])
 
     def step(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
-        ambient = problem.denoiser
-        if not isinstance(ambient, AmbientDenoiser):
-            raise PriorError(f"{self.name} needs an ambient network: {self.refusal}")
+        ambient = ambient_of(self, problem)
+        require(
+            ambient.model.noise_domain == "kspace",
+            f"{self.name} hands over measured k-space, whose noise is independent in every coil; this network was "
+            "trained with noise of the image, projected. Use adps.",
+            PriorError,
+        )
         mask = ambient.measurement.mask
         kept = repeat_rows(mask, len(x_t) // len(mask))
         problem.evaluations += 1

@@ -44,8 +44,8 @@ class SplitGibbs(Sampler):
 
     def step(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
         data, guess = problem.backprojection, problem.denoise(x_t, level.sigma)
-        if not (level.last and self.final == "mean"):
-            data = data + per_row(problem.noise_std, data) * problem.backprojected_noise()
-            guess = guess + per_row(level.r_t, guess) * problem.image_noise()
-        x = problem.data_step(data, guess, level.lam, level.rtol)
+        if level.last and self.final == "mean":
+            return problem.data_step(data, guess, level.lam, level.rtol)
+        guess = guess + per_row(level.r_t, guess) * problem.image_noise()
+        x = problem.perturbed_step(data, guess, problem.noise_std, level.lam, level.rtol)
         return x if level.last else x + per_row(level.sigma_next, x) * problem.image_noise()

@@ -110,6 +110,25 @@ def test_measurement_noise_is_white_where_the_mask_is_and_zero_elsewhere(mask: T
     assert noise.real_numbers() == [2 * int(seen.sum())]
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_exact_steps_own_noise_has_the_law_of_backprojected_noise(transposed: bool) -> None:
+    """x with A^H e has covariance M A^H A M around x without, M = (A^H A + lam)^-1; the truth is dense."""
+    rows, lam = 6000, torch.tensor([0.3], dtype=torch.float64)
+    mask, maps = line_mask(5, (1, 2, 4)), smooth_coils(2, 4, 5)
+    operator = sense(maps.mT if transposed else maps, mask.mT if transposed else mask)
+    shape = (1, 5, 4) if transposed else (1, 4, 5)
+    data, guess = complex_randn((2, rows, *shape), generator=keyed_generator("data"), dtype=DOUBLE)
+    white = complex_randn((rows, *shape), generator=keyed_generator("white"), dtype=DOUBLE)
+    step = ExactStep(operator)
+    found = step.perturbed(data, guess, lam, white) - step(data, guess, lam, lam)
+    values = found.flatten(1)
+    matrix = dense_matrix(operator, shape)
+    inverse = torch.linalg.inv(matrix.mH @ matrix + 0.3 * torch.eye(20, dtype=DOUBLE))
+    expected = inverse @ matrix.mH @ matrix @ inverse
+    assert torch.allclose(values.T @ values.conj() / (2 * rows), expected, atol=0.06 * float(expected.abs().max()))
+    assert (values.T @ values).norm() < 0.1 * 2 * rows * expected.norm()  # circular
+
+
 def test_measurement_noise_of_a_row_is_its_own() -> None:
     masks = torch.cat([line_mask(6, (1, 4)), line_mask(6, (0, 2, 3))])
     operator = sense(smooth_coils(2, 6, 6).expand(2, -1, -1, -1), masks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -25,7 +25,7 @@ from ambient_mri.sampling import (
     ambient_denoiser,
     make_sampler,
 )
-from ambient_mri.sampling.data_step import ExactStep, MeasurementNoise
+from ambient_mri.sampling.data_step import ConjugateGradientStep, ExactStep, MeasurementNoise
 from ambient_mri.tensors import complex_randn, keyed_generator, per_row, randn_like_rows
 from tests.oracles import (
     GaussianWorld,
@@ -148,10 +148,12 @@ def dense_data_step(s: Scene, data: Tensor, guess: Tensor, lam: Tensor) -> Tenso
 @pytest.mark.parametrize("last", [False, True])
 def test_a_split_gibbs_step_is_its_equation(last: bool) -> None:
     problem, level, x_t, s = problem_and_level(last)
+    problem.data_step = ConjugateGradientStep(problem.operator, slices=TRUTHS)
+    level = replace(level, rtol=torch.full_like(level.rtol, 1e-11))
     found = SplitGibbs().step(problem, level, x_t)
     streams = [keyed_generator("step", i) for i in range(TRUTHS)]
-    e1 = MeasurementNoise(problem.operator, s.y).draw(streams)
     e2 = randn_like_rows(x_t, streams)
+    e1 = MeasurementNoise(problem.operator, s.y).draw(streams)
     guess = problem.denoiser(x_t, level.sigma) + per_row(level.r_t, x_t) * e2
     expected = dense_data_step(s, s.y + 0.05 * e1, guess, level.lam)
     if not last:
@@ -340,7 +342,7 @@ def test_samplers_refuse_the_wrong_kind_of_prior_with_the_reason() -> None:
 
 def test_samplers_are_made_by_name() -> None:
     assert isinstance(make_sampler("dds", steps=7), DDS) and make_sampler("dds", steps=7).steps == 7
-    assert set(SAMPLERS) == {"split_gibbs", "dds", "one_step"}
+    assert set(SAMPLERS) >= {"split_gibbs", "dds", "one_step"}
     instance = SplitGibbs(3)
     assert make_sampler(instance) is instance
     with pytest.raises(AmbientMRIError, match="Did you mean 'split_gibbs'"):

@@ -1,0 +1,149 @@
+"""From any linear measurement and a clean prior to a solution with its uncertainty.
+
+    y = A x + noise      ->      samples of p(x | y): mean, std, residual, and the samples where they are kept
+
+Inpainting, denoising, deblurring, MRI: A is any :class:`~ambient_mri.operators.LinearOperator`, images have the
+channels that the prior has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ambient_mri._checks import AmbientMRIError, PriorError, require
+from ambient_mri.denoiser import Denoiser
+from ambient_mri.operators import LinearOperator
+from ambient_mri.sampling import Sampler, make_sampler
+from ambient_mri.sampling.draw import (
+    PriorLike,
+    as_prior,
+    choose_device,
+    describe_draw,
+    draw,
+    progress_bar,
+    rows_per_batch,
+    sample_count,
+)
+
+__all__ = ["Solution", "solve"]
+
+# As many as this are kept without being asked for.
+_KEPT = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """The outcome of :func:`solve`, on the CPU.
+
+    Attributes:
+        mean: (b, c, H, W) mean of the samples.
+        std: Standard deviation of the samples (of both parts together, where complex); None for a single sample.
+        samples: (b, samples, c, H, W), or None where they were not kept.
+        residual: (b,) chi^2 = ||y - A x||^2 / (m noise_std^2), mean over the samples; near 1 for honest samples, NaN
+            where noise_std is 0.
+        settings: Everything that made it, as plain data.
+    """
+
+    mean: Tensor
+    std: Tensor | None
+    samples: Tensor | None
+    residual: Tensor
+    settings: dict[str, Any]
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """How the sampler's first batch went: evaluations, sigma range, data step, iterations, residual."""
+        return self.settings["run"]
+
+    def quantile(self, q: float) -> Tensor:
+        """Pixel-wise quantile of the samples, of their magnitude where complex, (b, c, H, W).
+
+        Args:
+            q: Between 0 and 1.
+
+        Raises:
+            AmbientMRIError: If the samples were not kept, or ``q`` is no quantile.
+        """
+        if self.samples is None:
+            raise AmbientMRIError("quantiles need the samples: call solve(..., keep_samples=True).")
+        require(0 <= q <= 1, f"a quantile lies between 0 and 1; got {q}.")
+        values = self.samples.abs() if self.samples.is_complex() else self.samples
+        return values.quantile(q, dim=1)
+
+
+def solve(
+    y: Tensor,
+    operator: LinearOperator,
+    prior: PriorLike,
+    *,
+    noise_std: float | Tensor,
+    samples: int = 4,
+    sampler: str | Sampler = "split_gibbs",
+    steps: int | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    keep_samples: bool | None = None,
+    progress: bool = False,
+) -> Solution:
+    """Draw samples of p(x | y = A x + noise) for any linear operator: inpainting, denoising, deblurring, ...
+
+    Args:
+        y: (b, ...) data, in units in which x has those of the prior.
+        operator: A, on ``device``, for the b rows of ``y``.
+        prior: A clean prior: a name, a prior folder, a Prior, or a Denoiser.
+        noise_std: Noise of y per real part (and per imaginary part, where complex): a number or (b,).
+        samples: Samples for each row of ``y``.
+        sampler: A name, one of :data:`~ambient_mri.sampling.SAMPLERS`, or a Sampler.
+        steps: Number of noise levels; the sampler's own default when None.
+        seed: Of the samples.
+        device: That of ``y`` when None.
+        batch_size: Rows times samples at a time, by their size when None; all rows of ``y`` are solved side by side, so
+            that it is at least b. The result does not depend on it.
+        keep_samples: Whether every sample is returned; up to 8 of them when None. Mean and standard deviation are
+            running ones: without the samples, a thousand need no more memory than a batch.
+        progress: Show a progress bar, in a terminal.
+
+    Raises:
+        PriorError: If there is no such prior, or the sampler or this function is not valid for its kind.
+        AmbientMRIError: If shapes or values do not fit.
+    """
+    where = y.device if device is None else choose_device(device)
+    method, loaded = make_sampler(sampler, steps), as_prior(prior, where)
+    model = loaded.model
+    if not isinstance(model, Denoiser):
+        raise PriorError(
+            f"solve() needs a clean prior; this one is of kind {loaded.kind!r}: such a network must know which "
+            "measurements are missing. Use reconstruct()."
+        )
+    method.check_kind("clean")
+    count, y = sample_count(method, samples), y.to(where)
+    shape = (int(y.shape[-2]), int(y.shape[-1]))
+    channels = 1 if y.ndim < 4 else y.shape[1]
+    rows = rows_per_batch("auto" if batch_size is None else batch_size, shape, channels, where)
+    levels = torch.as_tensor(noise_std, dtype=torch.float32, device=where).expand(len(y))
+
+    def denoiser(generators: Sequence[torch.Generator], repeats: int) -> Denoiser:
+        return model
+
+    with progress_bar(progress, len(y) * count * method.steps) as bar:
+        drawn = draw(
+            method,
+            denoiser,
+            operator,
+            y,
+            levels,
+            data_step=method.make_data_step(operator, slices=len(y), samples=count, device=where),
+            keys=[("solve", seed, row) for row in range(len(y))],
+            count=count,
+            rows=rows,
+            keep=count <= _KEPT if keep_samples is None else keep_samples,
+            progress=bar.update,
+        )
+    settings = {**describe_draw(loaded, method, count, seed, where), "operator": repr(operator), "run": drawn.status}
+    return Solution(drawn.mean, drawn.std, drawn.samples, drawn.residual.mean(dim=1), settings)

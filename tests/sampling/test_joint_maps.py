@@ -1,0 +1,130 @@
+"""Joint estimation of coil maps and image: the smooth basis, the fit of the maps, the whole block."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from ambient_mri._checks import AmbientMRIError, PriorError
+from ambient_mri.data.phantom import BrainPhantom
+from ambient_mri.data.simulate import CoilArray, smooth_phase
+from ambient_mri.denoiser import GaussianDenoiser
+from ambient_mri.masks import RandomLines
+from ambient_mri.measurement import Measurement
+from ambient_mri.operators.fourier import fft
+from ambient_mri.sampling import joint_maps
+from ambient_mri.sampling.joint_maps import SmoothMaps, joint_coil_maps
+from ambient_mri.tensors import complex_randn, keyed_generator
+
+SIZE, COILS, NOISE = 32, 6, 0.005
+
+
+def true_maps(shape: tuple[int, int], coils: int, key: int = 0) -> Tensor:
+    generator = keyed_generator("maps", key)
+    phase = smooth_phase(shape, generator, 0.5)
+    return CoilArray.draw(coils, generator).maps(shape)[None] * torch.polar(torch.ones(shape), phase)
+
+
+def agreement(maps: Tensor, truth: Tensor, image: Tensor) -> float:
+    """Mean |<S, S_true>| over the object, weighted by its energy."""
+    weight = image.abs().square()
+    return float(((maps.conj() * truth).sum(1, keepdim=True).abs() * weight).sum() / weight.sum())
+
+
+@pytest.fixture(scope="module")
+def world() -> tuple[Measurement, Tensor, Tensor]:
+    """A phantom, R = 4 with 4 ACS lines, its image and its true maps."""
+    image = torch.as_tensor(BrainPhantom(SIZE, seed=3).volume(0, 1)[0])[None, None].to(torch.complex64)
+    image = 2 * image / image.abs().max()
+    maps = true_maps((SIZE, SIZE), COILS)
+    mask = RandomLines(4, 4).draw((SIZE, SIZE), keyed_generator("mask"))
+    noise = NOISE * complex_randn(maps.shape, generator=keyed_generator("noise"))
+    y = torch.where(mask, fft(maps * image) + noise, 0)
+    m = Measurement(y, mask, maps, torch.tensor([NOISE]), torch.ones(1), ("0",))
+    return m, image, maps
+
+
+def denoiser(image: Tensor) -> GaussianDenoiser:
+    """A prior that knows where the object is, and roughly how bright: independent pixels."""
+    std = 0.4 * image.abs().flatten().clamp_min(0.05)
+    return GaussianDenoiser(torch.diag(std.square().to(torch.complex64)), 0.8 * image[0, 0])
+
+
+def test_the_spectrum_is_that_of_simulated_coil_arrays() -> None:
+    size, power = 64, torch.zeros(17, 17)
+    basis = SmoothMaps.of((size, size), 1, torch.device("cpu"))
+    for key in range(30):
+        coils = (4, 8, 16)[key % 3]
+        generator = keyed_generator("spectrum", key)
+        maps = CoilArray.draw(coils, generator).maps((size, size))
+        maps = maps * torch.polar(torch.ones(size, size), smooth_phase((size, size), generator, 1.0))
+        power += basis.coefficients(maps).abs().square().sum(0) / 30
+    expected = 2 * basis.std.square()
+    assert expected.sum() == pytest.approx(size**2, rel=0.1)
+    radius = torch.linalg.vector_norm(torch.stack(torch.meshgrid(*[torch.arange(17.0)] * 2, indexing="ij")), dim=0)
+    for low, high in ((0, 1.5), (1.5, 3.5), (3.5, 6.5), (6.5, 10.5)):
+        ring = (radius >= low) & (radius < high)
+        assert 0.5 < float(power[ring].sum() / expected[ring].sum()) < 2
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (45, 32), (33, 64)])
+def test_the_basis_is_orthonormal_and_holds_smooth_maps(shape: tuple[int, int]) -> None:
+    basis = SmoothMaps.of(shape, COILS, torch.device("cpu"))
+    for table in (basis.rows, basis.columns):
+        torch.testing.assert_close(table.T @ table, torch.eye(table.shape[1]), atol=1e-5, rtol=0)
+    maps = true_maps(shape, COILS)
+    again = basis.maps(basis.coefficients(maps))
+    assert float((again - maps).abs().square().sum() / maps.abs().square().sum()) < 3e-3
+
+
+def test_given_the_image_the_maps_are_recovered(world: tuple[Measurement, Tensor, Tensor]) -> None:
+    m, image, maps = world
+    basis = SmoothMaps.of((SIZE, SIZE), COILS, torch.device("cpu"))
+    flat = torch.full_like(maps, COILS**-0.5)
+    fitted = joint_maps._fit_maps(m, image, flat, NOISE, basis)
+    assert agreement(flat, maps, image) < 0.9
+    assert agreement(fitted / fitted.norm(dim=1, keepdim=True), maps, image) > 0.998
+
+
+def test_poor_maps_become_better_and_the_noise_level_follows(world: tuple[Measurement, Tensor, Tensor]) -> None:
+    m, image, maps = world
+    poor = maps + 0.6 * true_maps((SIZE, SIZE), COILS, key=1)
+    poor = poor / poor.norm(dim=1, keepdim=True)
+    start = replace(m, coil_maps=poor, noise_std=torch.tensor([0.1]))
+    found = joint_coil_maps(denoiser(image), start, torch.tensor([NOISE]), steps=12)
+    assert found.coil_maps is not None
+    before, after = agreement(poor, maps, image), agreement(found.coil_maps, maps, image)
+    assert 1 - after < 0.35 * (1 - before)
+    assert NOISE <= float(found.noise_std) < 0.05
+    torch.testing.assert_close(found.coil_maps.norm(dim=1), torch.ones(1, SIZE, SIZE))
+
+
+def test_exact_maps_stay_good(world: tuple[Measurement, Tensor, Tensor]) -> None:
+    m, image, maps = world
+    found = joint_coil_maps(denoiser(image), m, torch.tensor([NOISE]), steps=12)
+    assert found.coil_maps is not None
+    assert agreement(found.coil_maps, maps, image) > 0.995
+
+
+def test_a_slice_does_not_depend_on_its_neighbours_or_on_hybrid_space(
+    world: tuple[Measurement, Tensor, Tensor],
+) -> None:
+    m, image, _ = world
+    two = Measurement.collate([m, replace(m, y=0.9 * m.y, key=("1",))])
+    floor = torch.full((2,), NOISE)
+    together = joint_coil_maps(denoiser(image), two.cancel_readout(), floor, steps=4, chains=2)
+    alone = joint_coil_maps(denoiser(image), two[1].cancel_readout(), floor[:1], steps=4, chains=2)
+    assert together.coil_maps is not None and alone.coil_maps is not None
+    torch.testing.assert_close(together.coil_maps[1:], alone.coil_maps)
+    torch.testing.assert_close(together.noise_std[1:], alone.noise_std)
+
+
+def test_it_refuses_what_it_cannot_do(world: tuple[Measurement, Tensor, Tensor]) -> None:
+    m, image, _ = world
+    with pytest.raises(PriorError, match="needs a clean prior"):
+        joint_coil_maps(torch.nn.Identity(), m, torch.tensor([NOISE]))
+    with pytest.raises(AmbientMRIError, match="starts from coil maps"):
+        joint_coil_maps(denoiser(image), replace(m, coil_maps=None), torch.tensor([NOISE]))

@@ -1,0 +1,118 @@
+"""solve(): any operator, every clean sampler, moments without the samples, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import ambient_mri
+from ambient_mri import solve
+from ambient_mri._checks import AmbientMRIError, PriorError
+from ambient_mri.operators import Identity, Mask
+from ambient_mri.sampling import SAMPLERS
+from ambient_mri.sampling.draw import Drawn, RunningMoments
+from ambient_mri.solve import Solution
+from ambient_mri.tensors import complex_randn, keyed_generator
+from tests.oracles import StationaryDenoiser, WhiteDenoiser
+
+PRIOR = StationaryDenoiser(sd=0.3, cutoff=0.12)
+
+
+def pixels() -> Mask:
+    return Mask(torch.rand(1, 1, 12, 12, generator=keyed_generator("pixels")) < 0.6)
+
+
+def data() -> Tensor:
+    return pixels().forward(PRIOR.draw(2, (12, 12), keyed_generator("truth")))
+
+
+def run(**options: Any) -> Solution:
+    return solve(data(), pixels(), PRIOR, **{"noise_std": 0.02, "samples": 6, "steps": 8, **options})
+
+
+def test_moments_are_those_of_the_samples_in_any_batch() -> None:
+    kept, streamed = run(), run(keep_samples=False, batch_size=4)
+    assert kept.samples is not None and kept.samples.shape == (2, 6, 1, 12, 12) and kept.std is not None
+    assert streamed.samples is None and streamed.std is not None
+    assert torch.allclose(kept.mean, kept.samples.mean(dim=1), atol=1e-6)
+    deviation = (kept.samples - kept.mean[:, None]).abs().square().sum(dim=1) / 5
+    assert torch.allclose(kept.std, deviation.sqrt(), atol=1e-6)
+    # Conjugate gradients stop at a tolerance, and batches of another shape round differently.
+    assert torch.allclose(streamed.mean, kept.mean, atol=1e-3) and torch.allclose(streamed.std, kept.std, atol=1e-3)
+    assert torch.allclose(streamed.residual, kept.residual, rtol=1e-2)
+
+
+def test_many_samples_are_not_kept_unless_asked_for() -> None:
+    assert run(samples=9, steps=2).samples is None
+    many = run(samples=9, steps=2, keep_samples=True).samples
+    assert many is not None and many.shape[1] == 9
+    assert run(samples=1, steps=2).std is None
+
+
+def test_running_moments_are_exact_however_the_samples_come() -> None:
+    x = complex_randn((2, 1000, 3), generator=keyed_generator("moments")) + 100
+    for sizes in ([1000], [1] * 1000, [1, 7, 992]):
+        moments = RunningMoments()
+        for part in x.split(sizes, dim=1):
+            moments.add(part)
+        std = moments.std()
+        assert std is not None and torch.allclose(moments.mean, x.to(torch.complex128).mean(1), rtol=1e-12)
+        exact = (x - x.mean(1, keepdim=True)).to(torch.complex128).abs().square().sum(1) / 999
+        assert torch.allclose(std, exact.sqrt(), rtol=1e-5)
+
+
+def test_streaming_holds_one_batch_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is added at once is a batch of 5, and nothing else grows with the number of samples."""
+    sizes: list[int] = []
+    add = RunningMoments.add
+
+    def counted(self: RunningMoments, x: Tensor) -> None:
+        sizes.append(x.shape[1])
+        add(self, x)
+
+    monkeypatch.setattr(RunningMoments, "add", counted)
+    found = run(samples=40, batch_size=10, steps=2)
+    assert sizes == [5] * 8 and found.samples is None and found.mean.shape == (2, 1, 12, 12)
+
+
+def test_quantiles_of_kept_samples() -> None:
+    found = solve(torch.ones(1, 1, 8, 8), Identity(), WhiteDenoiser(1.0), noise_std=1.0, samples=300, keep_samples=True)
+    width = found.quantile(0.95) - found.quantile(0.05)
+    # N(0.5, 0.5): 2 * 1.645 standard deviations.
+    assert width.mean() == pytest.approx(2 * 1.645 * 0.5**0.5, rel=0.05)
+    complex_values = run()
+    assert not complex_values.quantile(0.5).is_complex() and complex_values.quantile(0.5).shape == (2, 1, 12, 12)
+    with pytest.raises(AmbientMRIError, match="a quantile lies between 0 and 1; got 5"):
+        found.quantile(5)
+    with pytest.raises(AmbientMRIError, match=r"solve\(\.\.\., keep_samples=True\)"):
+        run(keep_samples=False).quantile(0.5)
+
+
+@pytest.mark.parametrize("name", sorted(n for n, c in SAMPLERS.items() if "clean" in c.accepts))
+def test_every_clean_sampler_is_selected_by_name(name: str) -> None:
+    found = run(sampler=name, steps=12, samples=2)
+    assert found.status["sampler"] == name == found.settings["sampler"]["sampler"]
+    assert found.settings["operator"].startswith("Mask")
+    seen = pixels().mask.expand_as(data())
+    assert (found.mean - data())[seen].norm() < 0.6 * data()[seen].norm()
+    assert bool(found.residual.isfinite().all())
+
+
+@pytest.mark.parametrize("name", sorted(n for n, c in SAMPLERS.items() if "clean" not in c.accepts))
+def test_samplers_for_other_priors_are_refused(name: str) -> None:
+    with pytest.raises(PriorError, match=f"{name} is not valid for a prior of kind 'clean': .*[uU]se "):
+        run(sampler=name, steps=None)
+
+
+def test_the_public_function() -> None:
+    assert ambient_mri.solve is solve
+    import ambient_mri.solve as module
+
+    assert callable(ambient_mri.solve) and module is not None
+    with pytest.raises(AmbientMRIError, match="samples must be at least 1"):
+        run(samples=0)
+    with pytest.raises(AmbientMRIError, match="keep=True"):
+        Drawn(torch.zeros(1), None, None, torch.zeros(1, 1), {}).kept  # noqa: B018
