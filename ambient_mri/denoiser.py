@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,7 @@ from ambient_mri.corruption import Corruption
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators.base import LinearOperator
 from ambient_mri.operators.linear_solvers import solve_regularized
-from ambient_mri.tensors import from_channels, per_row, randn_like_rows, to_channels
+from ambient_mri.tensors import from_channels, per_row, to_channels
 
 __all__ = [
     "AmbientDenoiser",
@@ -41,6 +40,7 @@ __all__ = [
     "Denoiser",
     "GaussianDenoiser",
     "ProfileEncoder",
+    "apply_network",
     "output_scale",
 ]
 
@@ -138,6 +138,7 @@ class CleanDenoiser(Denoiser):
         sigma_min: Lowest sigma.
         sigma_max: Highest sigma.
         profile: The mask encoder of an ambient network, so that its weights can be taken over; sees a full mask.
+        mask_channels: As for :class:`ConditionalDenoiser`; sees a full mask, too.
         precision: ``"bf16"`` runs the network under autocast; the preconditioning stays in float32.
     """
 
@@ -149,17 +150,20 @@ class CleanDenoiser(Denoiser):
         sigma_min: float = 0.002,
         sigma_max: float = 20.0,
         profile: ProfileEncoder | None = None,
+        mask_channels: int = 0,
         precision: str = "bf16",
     ) -> None:
         super().__init__(sd, sigma_min, sigma_max)
         self.network, self.profile, self.precision = network, profile, _precision(precision)
+        self.mask_channels = mask_channels
 
     def forward(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         level = per_row(sigma, x_t)
         x_lin = x_t * (self.sd**2 / (self.sd**2 + level.square()))
         condition = None if self.profile is None else self.profile(torch.ones_like(x_t.real[:, :1, :1, :]))
         scale = per_row(output_scale(sigma.to(x_t.device), self.sd, 1.0, 0.0), x_t)
-        output = _apply_network(self.network, x_t, x_lin, sigma, self.sd, condition, self.precision)
+        mask = torch.ones_like(x_t.real[:, :1]).expand(-1, self.mask_channels, -1, -1)
+        output = apply_network(self.network, x_t, x_lin, sigma, self.sd, condition, self.precision, mask)
         return x_lin + scale * output
 
 
@@ -174,9 +178,12 @@ class ConditionalDenoiser(nn.Module):
         sigma_max: Highest sigma.
         cg_iterations: Conjugate-gradient steps for x_lin.
         profile: Mask encoder.
+        mask_channels: Channels in which the network sees the mask beside the image, for masks that lie on pixels: 1, or
+            one a colour. A k-space mask is aligned with nothing in the image; 0.
         precision: As for :class:`CleanDenoiser`.
     """
 
+    kind = "ambient"
     noise_domain = "kspace"
 
     def __init__(
@@ -189,12 +196,14 @@ class ConditionalDenoiser(nn.Module):
         sigma_max: float = 20.0,
         cg_iterations: int = 5,
         profile: ProfileEncoder | None = None,
+        mask_channels: int = 0,
         precision: str = "bf16",
     ) -> None:
         super().__init__()
         check_positive("sd", sd)
         self.network, self.precision = network, _precision(precision)
         self.profile = ProfileEncoder() if profile is None else profile
+        self.mask_channels = mask_channels
         self.sd, self.e0 = float(sd), float(0.25 * sd if e0 is None else e0)
         self.sigma_min, self.sigma_max, self.cg_iterations = float(sigma_min), float(sigma_max), cg_iterations
 
@@ -219,7 +228,9 @@ class ConditionalDenoiser(nn.Module):
         rate = kept.float().mean(dim=(1, 2, 3)).expand(len(u))
         scale = per_row(output_scale(sigma, self.sd, rate, self.e0), u)
         condition = self.profile(kept).expand(len(u), -1)
-        return x_lin + scale * _apply_network(self.network, u, x_lin, sigma, self.sd, condition, self.precision)
+        mask = kept.expand(len(u), self.mask_channels, *u.shape[-2:]) if self.mask_channels else None
+        output = apply_network(self.network, u, x_lin, sigma, self.sd, condition, self.precision, mask)
+        return x_lin + scale * output
 
     def loss_weight(self, sigma: Tensor, rate: Tensor) -> Tensor:
         """lambda(sigma) = 1 / c_out^2, (b,)."""
@@ -265,9 +276,22 @@ class AmbientDenoiser(Denoiser):
         mean = torch.zeros_like(x_t)
         for _ in range(self.masks):
             further = self.corruption.further(self.measurement, self.generators)
-            z = self._lift(x_t, sigma, further.operator) * further.kept
-            mean = mean + self.model(z, sigma, further.operator, further.kept)
+            mean = mean + self.denoise_partial(x_t, sigma, further.operator, further.kept)
         return mean / self.masks
+
+    def denoise_partial(self, x_t: Tensor, sigma: Tensor, operator: LinearOperator, kept: Tensor) -> Tensor:
+        """E[x0 | A_tilde x_t, A_tilde] for a given A_tilde, (b, 1, H, W); differentiable in ``x_t``.
+
+        Args:
+            x_t: (b, 1, H, W).
+            sigma: (b,).
+            operator: A_tilde.
+            kept: What A_tilde keeps, bool, (b, 1, 1 or H, 1 or W).
+        """
+        if self.model.noise_domain == "image":  # trained on A_tilde x_t itself
+            return self.model(operator.forward(x_t) * kept, sigma, operator, kept)
+        z = self._lift(x_t, sigma, operator) * kept
+        return self.model(z, sigma, operator, kept)
 
     def posterior_std(self, sigma: Tensor) -> Tensor:
         """r_t of an ambient network: what is missing stays missing at every sigma."""
@@ -276,11 +300,7 @@ class AmbientDenoiser(Denoiser):
 
     def _lift(self, x_t: Tensor, sigma: Tensor, operator: LinearOperator) -> Tensor:
         """A_tilde x_t with its image noise completed to white noise for each coil (module docstring)."""
-        clean = operator.forward(x_t)
-        white = randn_like_rows(self.measurement.y.expand(len(x_t), *self.measurement.y.shape[1:]), self.generators)
-        full = self.corruption.forward_operator(_fully_sampled(self.measurement))
-        outside = white - full.forward(full.adjoint(white))
-        return clean + per_row(sigma, x_t) * outside
+        return self.corruption.lift(self.measurement, x_t, sigma, operator, self.generators)
 
 
 class GaussianDenoiser(Denoiser):
@@ -317,16 +337,20 @@ class GaussianDenoiser(Denoiser):
         return (self.variances * square / (self.variances + square)).mean(dim=1).sqrt().to(sigma)
 
 
-def _fully_sampled(m: Measurement) -> Measurement:
-    return replace(m, mask=torch.ones_like(m.mask))
-
-
-def _apply_network(
-    network: nn.Module, u: Tensor, x_lin: Tensor, sigma: Tensor, sd: float, condition: Tensor | None, precision: str
+def apply_network(
+    network: nn.Module,
+    u: Tensor,
+    x_lin: Tensor,
+    sigma: Tensor,
+    sd: float,
+    condition: Tensor | None,
+    precision: str,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """The network on preconditioned channels, in the chosen precision; its output in the image's dtype."""
     level = per_row(sigma, u)
-    channels = torch.cat([to_channels(u / (level.square() + sd**2).sqrt()), to_channels(x_lin / sd)], dim=1)
+    parts = [to_channels(u / (level.square() + sd**2).sqrt()), to_channels(x_lin / sd)]
+    channels = torch.cat(parts if mask is None else [*parts, mask.to(parts[0].dtype)], dim=1)
     noise = sigma.to(u.device).float().log().expand(len(u)) / 4
     # Channels last is the fast layout on a GPU, and a slow one for the group norms of a CPU.
     layout = torch.channels_last if u.is_cuda else torch.contiguous_format

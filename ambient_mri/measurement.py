@@ -28,14 +28,16 @@ class Measurement:
     Attributes:
         y: Measured data, scaled. MRI: k-space (batch, coils, H, W) complex64, zero where not sampled; the zero
             frequency is at index n//2. Other corruptions: whatever their operator returns, batch first.
-        mask: Sampled locations, bool, (batch or 1, 1, H or 1, W or 1).
+        mask: Sampled locations, bool, (batch or 1, 1, H or 1, W or 1); a channel a colour where colours differ.
         coil_maps: (batch, coils, H, W) complex64 with sum over coils of |S|^2 = 1, or None where A has no coils.
         noise_std: Noise standard deviation per real and per imaginary part of ``y``, in the units of the scaled y,
             (batch,).
         scale: Raw units per scaled unit, (batch,).
         key: The identity of each row (volume and slice), to which random streams are tied.
         axes: Image axes that y is the Fourier transform of: both, or the phase-encode axis alone after
-            :meth:`cancel_readout`.
+            :meth:`cancel_readout`; none for other corruptions.
+        parameters: (batch, p) float64, what else A depends on (the bandwidth of a blur, the seed of a projection), or
+            None.
     """
 
     y: Tensor
@@ -45,6 +47,7 @@ class Measurement:
     scale: Tensor
     key: tuple[str, ...]
     axes: tuple[int, ...] = (-2, -1)
+    parameters: Tensor | None = None
 
     def __len__(self) -> int:
         return self.y.shape[0]
@@ -62,6 +65,7 @@ class Measurement:
             scale=self.scale[rows],
             key=self.key[rows],
             axes=self.axes,
+            parameters=None if self.parameters is None else self.parameters[rows],
         )
 
     @property
@@ -80,7 +84,8 @@ class Measurement:
             t.to(device, non_blocking=non_blocking) for t in (self.y, self.mask, self.noise_std, self.scale)
         )
         maps = None if self.coil_maps is None else self.coil_maps.to(device, non_blocking=non_blocking)
-        return replace(self, y=y, mask=mask, coil_maps=maps, noise_std=noise_std, scale=scale)
+        parameters = None if self.parameters is None else self.parameters.to(device, non_blocking=non_blocking)
+        return replace(self, y=y, mask=mask, coil_maps=maps, noise_std=noise_std, scale=scale, parameters=parameters)
 
     def cancel_readout(self) -> Measurement:
         """The same measurement with the readout transformed back to the image where the mask is constant along it.
@@ -141,7 +146,9 @@ class Measurement:
         if items[0].coil_maps is not None:
             maps = torch.cat([_pad_coils(m.coil_maps, coils) for m in items])  # type: ignore[arg-type]
         height, width = max(m.mask.shape[-2] for m in items), max(m.mask.shape[-1] for m in items)
-        masks = [m.mask.expand(len(m), 1, height, width) for m in items]
+        channels = max(m.mask.shape[1] for m in items)
+        masks = [m.mask.expand(len(m), channels, height, width) for m in items]
+        parameters = [m.parameters for m in items if m.parameters is not None]
         return Measurement(
             y=torch.cat([_pad_coils(m.y, coils) for m in items]),
             mask=torch.cat(masks),
@@ -150,6 +157,7 @@ class Measurement:
             scale=torch.cat([m.scale for m in items]),
             key=tuple(k for m in items for k in m.key),
             axes=items[0].axes,
+            parameters=torch.cat(parameters) if parameters else None,
         )
 
 

@@ -8,6 +8,7 @@ package calls it.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from ambient_mri._checks import require
 __all__ = [
     "RowGenerators",
     "RowStreams",
+    "add_scaled",
     "complex_randn",
     "from_channels",
     "keyed_generator",
@@ -28,6 +30,7 @@ __all__ = [
     "rand_rows",
     "randn_like_rows",
     "real_inner",
+    "squared_modulus",
     "to_channels",
 ]
 
@@ -92,6 +95,12 @@ class RowStreams:
 
     def __len__(self) -> int:
         return self._keys.shape[0]
+
+    def __getitem__(self, rows: slice) -> RowStreams:
+        """The streams of some rows, going on from where all of them are."""
+        part = copy.copy(self)
+        part._keys = self._keys[rows]
+        return part
 
     def uniform(self, count: int) -> Tensor:
         """(rows, count) float32 in [0, 1), on the device."""
@@ -171,8 +180,26 @@ def _digest(*keys: int | str) -> int:
 
 def real_inner(a: Tensor, b: Tensor) -> Tensor:
     """Re <a, b> for every batch row: (b, ...) x (b, ...) -> (b,)."""
-    product = (a.conj() * b).real if a.is_complex() or b.is_complex() else a * b
-    return product.flatten(1).sum(dim=1)
+    if a.is_complex() and b.is_complex():  # a third of the work of (conj(a) b).real
+        a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
+    elif a.is_complex() or b.is_complex():
+        a, b = a.real, b.real
+    return (a * b).flatten(1).sum(dim=1)
+
+
+def add_scaled(x: Tensor, scale: Tensor, y: Tensor) -> Tensor:
+    """x + scale y for a real ``scale`` that broadcasts to them, in one pass: complex times real is not promoted."""
+    if not x.is_complex():
+        return torch.addcmul(x, scale, y)
+    parts = torch.addcmul(
+        torch.view_as_real(x.resolve_conj()), scale[..., None], torch.view_as_real(y.resolve_conj())
+    )
+    return torch.view_as_complex(parts)
+
+
+def squared_modulus(x: Tensor) -> Tensor:
+    """|x|^2, real, in the shape of ``x``: without the root that ``x.abs()`` takes, forward and backward."""
+    return torch.view_as_real(x.resolve_conj()).square().sum(dim=-1) if x.is_complex() else x.square()
 
 
 def per_row(value: Tensor | float, like: Tensor) -> Tensor:

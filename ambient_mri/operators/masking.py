@@ -55,7 +55,7 @@ class Mask(LinearOperator):
         mask = torch.fft.ifftshift(self.mask, dim=axes)
 
         def apply(x: Tensor) -> Tensor:
-            return torch.fft.ifftn(torch.fft.fftn(x, dim=axes) * mask, dim=axes)
+            return torch.fft.ifftn(torch.fft.fftn(x, dim=axes).mul_(mask), dim=axes)
 
         return apply
 

@@ -14,7 +14,6 @@ Reference: Ong & Lustig 2019, "SigPy: a Python package for high performance iter
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +24,12 @@ from torch import Tensor
 
 from ambient_mri._checks import AmbientMRIError, require
 from ambient_mri.operators.base import LinearOperator
+from ambient_mri.operators.external import ExternalOperator
 
 __all__ = ["SigpyOperator", "espirit_calib", "from_sigpy", "sigpy_sense"]
 
 
-class SigpyOperator(LinearOperator):
+class SigpyOperator(ExternalOperator):
     """One or several sigpy Linops applied to the rows of a batch.
 
     Args:
@@ -57,12 +57,6 @@ class SigpyOperator(LinearOperator):
         self._row_shapes = (tuple(domain_shape), tuple(range_shape))
         self.domain_shape, self.range_shape = self._row_shapes
 
-    def forward(self, x: Tensor) -> Tensor:
-        return _ApplyLinops.apply(x, self, False)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return _ApplyLinops.apply(y, self, True)
-
     def repeat_interleave(self, repeats: int) -> LinearOperator:
         if len(self.linops) == 1:
             return self
@@ -87,34 +81,6 @@ class SigpyOperator(LinearOperator):
             rows.append(torch.from_numpy(np.ascontiguousarray(output)).reshape(shape_out))
         result = torch.stack(rows) if rows else x.new_zeros(0, *shape_out)
         return result.to(device=x.device, dtype=_same_precision(result.dtype, x.dtype))
-
-
-class _ApplyLinops(torch.autograd.Function):
-    """y = A x with dy = A dx and, for a scalar loss, grad_x = A^H grad_y; ``adjoint`` exchanges A and A^H."""
-
-    @staticmethod
-    def forward(x: Tensor, operator: SigpyOperator, adjoint: bool) -> Tensor:
-        return operator.apply_rows(x, adjoint)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, SigpyOperator, bool], output: Tensor) -> None:
-        x, ctx.operator, ctx.adjoint = inputs
-        ctx.real_input = not x.is_complex()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        gradient = _ApplyLinops.apply(gradients[0], ctx.operator, not ctx.adjoint)
-        return gradient.real if ctx.real_input and gradient.is_complex() else gradient, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return _ApplyLinops.apply(tangent, ctx.operator, ctx.adjoint)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, operator: SigpyOperator, adjoint: bool) -> Any:
-        # Only the tensor can be mapped over; without it vmap would not be here.
-        stack = x.movedim(in_dims[0] or 0, 0)
-        return torch.stack([_ApplyLinops.apply(item, operator, adjoint) for item in stack]), 0
 
 
 def from_sigpy(

@@ -43,6 +43,8 @@ def test_real_input_of_a_complex_operator_has_a_real_gradient() -> None:
     assert_same(gradient, torch.full_like(x, 2.0))
 
 
+# The first forward-mode derivative of a process imports a part of torch that still uses torch.jit.script.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 def test_derivatives_pass_gradcheck_and_gradgradcheck() -> None:
     maps = random_tensor((1, 2, 3, 4), "maps")
     operator = sigpy_sense(maps, torch.tensor([True, False, True, True])[None, None, None])
