@@ -8,32 +8,57 @@
 
     x = ambient_mri.solve(y, operator, prior, noise_std=0.05, samples=4)
 
-Public names are listed in ``__all__``; everything else is found in its module. Importing the package loads torch and
-numpy.
+Public names are listed in ``__all__``; everything else is found in its module. Each is imported on first use, so that
+``import ambient_mri`` and ``ambient-mri --help`` wait for nothing.
 """
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ambient_mri.measurement import Measurement
-from ambient_mri.prior import Prior, load_prior
-
-# The subpackage is imported first, so that the function of the same name is what the attribute holds ever after.
-from ambient_mri.reconstruct import Reconstruction, reconstruct, solve
-
 if TYPE_CHECKING:
+    from ambient_mri.data.check import KspaceCheck, check_kspace
     from ambient_mri.data.readers import read_scan as load
+    from ambient_mri.measurement import Measurement
+    from ambient_mri.prior import Prior, load_prior
+    from ambient_mri.reconstruct import Reconstruction, reconstruct
+    from ambient_mri.solve import solve
 
-__all__ = ["reconstruct", "solve", "load", "load_prior", "Prior", "Measurement", "Reconstruction", "__version__"]
+__all__ = [
+    "reconstruct",
+    "solve",
+    "load",
+    "load_prior",
+    "check_kspace",
+    "Prior",
+    "Measurement",
+    "Reconstruction",
+    "KspaceCheck",
+    "__version__",
+]
+
+#: Public name -> module, and the name there.
+_PLACES = {
+    "reconstruct": ("ambient_mri.reconstruct", "reconstruct"),
+    "solve": ("ambient_mri.solve", "solve"),
+    "Reconstruction": ("ambient_mri.reconstruct", "Reconstruction"),
+    "load": ("ambient_mri.data.readers", "read_scan"),
+    "check_kspace": ("ambient_mri.data.check", "check_kspace"),
+    "KspaceCheck": ("ambient_mri.data.check", "KspaceCheck"),
+    "load_prior": ("ambient_mri.prior", "load_prior"),
+    "Prior": ("ambient_mri.prior", "Prior"),
+    "Measurement": ("ambient_mri.measurement", "Measurement"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """``load`` (h5py) and the version are looked up on first use."""
-    if name == "load":
-        from ambient_mri.data.readers import read_scan
-
-        return read_scan
+    """Public names and the version, looked up on first use."""
+    if name in _PLACES:
+        module, attribute = _PLACES[name]
+        return getattr(import_module(module), attribute)
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 
@@ -42,6 +67,21 @@ def __getattr__(name: str) -> Any:
         except PackageNotFoundError:
             return "0+unknown"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _Surface(ModuleType):
+    """The package, whose public names win over subpackages of the same name.
+
+    Python sets an imported subpackage as an attribute of its package; ``ambient_mri.reconstruct`` stays the function.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _PLACES and isinstance(value, ModuleType):
+            return
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Surface
 
 
 def __dir__() -> list[str]:

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class AmbientMRIError(ValueError):
@@ -43,6 +44,8 @@ def check_shape(name: str, tensor: Tensor, expected: Sequence[int | None], hint:
 
 def check_finite(name: str, tensor: Tensor, hint: str = "") -> None:
     """Raise if ``tensor`` holds NaN or infinity, saying how many values and where the first one is."""
+    import torch  # here alone: the command line makes its errors without waiting for it
+
     values = torch.view_as_real(tensor.detach().resolve_conj()) if tensor.is_complex() else tensor.detach()
     finite = torch.isfinite(values)
     if bool(finite.all()):

@@ -42,6 +42,7 @@ __all__ = [
     "always_on",
     "centre_mask",
     "centre_on",
+    "comb_probability",
     "effective_acceleration",
 ]
 
@@ -217,17 +218,31 @@ class EquispacedLines(_Lines):
         return mask[None, None, None]
 
     def probability_sampled(self, mask: Tensor, kept: Tensor, keep: Tensor) -> Tensor:
-        combs = self._combs(mask.shape[-1]).to(mask.device)  # (R, W)
-        lines = kept[:, 0, 0] & ~self._always_like(mask)[0, 0, 0]  # (b, W)
-        consistent = ~(lines[:, None] & ~combs[None]).any(dim=-1)  # (b, R): no kept line outside the comb
-        chance = (1 - keep.to(mask.device).double()[:, None]) ** (combs.sum(-1)[None] - lines.sum(-1)[:, None])
-        posterior = torch.where(consistent, chance, torch.zeros_like(chance))
-        posterior = posterior / posterior.sum(dim=1, keepdim=True).clamp_min(1e-300)
-        probability = (posterior @ combs.double()).float()[:, None, None]
-        return torch.where(self._always_like(mask), torch.ones_like(probability), probability)
+        return comb_probability(self._combs(mask.shape[-1]).to(mask.device), self._always_like(mask), kept, keep)
 
     def inclusion_probability(self, shape: tuple[int, int]) -> Tensor:
         return torch.where(self.always(shape), 1.0, self._combs(shape[1]).double().mean(0)).double()
+
+
+def comb_probability(combs: Tensor, always: Tensor, kept: Tensor, keep: Tensor) -> Tensor:
+    """Pr(P_j = 1 | B P, q) of a law that draws one of a few combs, all equally probable: the posterior of the comb.
+
+    Args:
+        combs: (n, W) bool, the sampled lines of each comb, the always-sampled lines left out.
+        always: (1, 1, 1, W) bool.
+        kept: B P, (b, 1, 1, W) bool.
+        keep: q, (b,).
+
+    Returns:
+        (b, 1, 1, W) float.
+    """
+    lines = kept[:, 0, 0] & ~always[0, 0, 0]  # (b, W)
+    consistent = ~(lines[:, None] & ~combs[None]).any(dim=-1)  # (b, n): no kept line outside the comb
+    chance = (1 - keep.to(kept.device).double()[:, None]) ** (combs.sum(-1)[None] - lines.sum(-1)[:, None])
+    posterior = torch.where(consistent, chance, torch.zeros_like(chance))
+    posterior = posterior / posterior.sum(dim=1, keepdim=True).clamp_min(1e-300)
+    probability = (posterior @ combs.double()).float()[:, None, None]
+    return torch.where(always, torch.ones_like(probability), probability)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ import torch
 
 import ambient_mri
 from ambient_mri import cli
-from ambient_mri.cli import commands
+from ambient_mri.cli import doctor, prepare
 from ambient_mri.cli.files import load_array
-from ambient_mri.cli.parser import slice_range
+from ambient_mri.cli.parser import make_parser, slice_range
+from ambient_mri.data.fastmri_masks import KINDS
 from ambient_mri.data.schema import read_prepared
 from ambient_mri.data.writers import read_reconstruction
 from ambient_mri.masks import RandomLines
@@ -77,7 +78,7 @@ def stopped(*arguments: object) -> int | str | None:
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert stopped("--help") == 0
     text = capsys.readouterr().out
-    for command in ("demo", "reconstruct", "prepare", "train", "info", "evaluate"):
+    for command in ("demo", "reconstruct", "prepare", "train", "info", "doctor", "evaluate"):
         assert re.search(rf"^ +{command}\b", text, re.MULTILINE)
         assert stopped(command, "--help") == 0 if command != "train" else True
     assert "--prior" in capsys.readouterr().out
@@ -88,20 +89,20 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("ambient-mri ")
 
 
-def test_help_loads_nothing_but_the_package() -> None:
-    """What `import ambient_mri` loads comes with any console script; the command line adds nothing heavy to it."""
+def test_help_loads_nothing_heavy() -> None:
+    """`ambient-mri --help` answers at once: neither torch nor numpy is imported."""
     script = (
-        "import sys, ambient_mri; before = set(sys.modules); from ambient_mri import cli\n"
+        "import sys; from ambient_mri import cli\n"
         "try: cli.main(['--help'])\n"
-        "except SystemExit: print('added:', *sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+        "except SystemExit: print('loaded:', *sorted({name.split('.')[0] for name in sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    added = set(done.stdout.rpartition("added:")[2].split())
-    assert "argparse" in done.stdout or "usage" in done.stdout
-    assert not added & {"torch", "numpy", "h5py", "sigpy", "hydra", "pytorch_lightning", "matplotlib", "scipy", "rich"}
+    loaded = set(done.stdout.rpartition("loaded:")[2].split())
+    assert "argparse" in loaded and "usage" in done.stdout
+    assert not loaded & {"torch", "numpy", "h5py", "sigpy", "hydra", "pytorch_lightning", "matplotlib", "scipy", "rich"}
 
 
-@pytest.mark.parametrize("name", ["__init__", "parser", "commands", "files", "terminal"])
+@pytest.mark.parametrize("name", ["__init__", "parser", "commands", "files", "terminal", "prepare", "doctor"])
 def test_the_command_line_imports_no_torch_by_itself(name: str) -> None:
     source = (Path(cli.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
     top = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -339,5 +340,72 @@ def test_load_array(tmp_path: Path) -> None:
 
 
 def test_every_law_has_its_name() -> None:
-    names = [type(commands._law(name, 4, 8)).__name__ for name in commands.LAWS]
+    laws = []
+    for name in prepare.LAWS:
+        options = make_parser().parse_args(["prepare", "x", "--out", "y", "--acceleration", "4", "--law", name])
+        laws.append(prepare.make_law(options))
+    names = [type(law).__name__ for law in laws[:4]]
     assert names == ["RandomLines", "IndependentLines", "EquispacedLines", "PoissonDisc"]
+    assert [law.describe()["kind"] for law in laws[4:] if law] == list(KINDS)
+
+
+def test_options_that_need_a_law_say_so(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("prepare", folder / "full.h5", "--out", tmp_path, "--by-name") == 2
+    assert "--by-name need --acceleration R" in capsys.readouterr().err
+
+
+def findings() -> dict[str, doctor.Finding]:
+    return {finding.name: finding for finding in doctor.examine()}
+
+
+class TestDoctor:
+    def test_a_line_for_everything_and_status_zero(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("FASTMRI_KNEE_ROOT", str(tmp_path))
+        monkeypatch.setenv("AMBIENT_MRI_CACHE", str(tmp_path / "cache"))
+        monkeypatch.delenv("FASTMRI_BRAIN_ROOT", raising=False)
+        monkeypatch.delenv("AMBIENT_MRI_DATA", raising=False)
+        (tmp_path / "multicoil_train").mkdir()
+        assert run("doctor") == 0
+        text = capsys.readouterr().out
+        lines = {line.split()[1]: line for line in text.splitlines()[:-1]}
+        assert {"python", "torch", "h5py", "torchvision", "gpu", "bart", "nibabel", "configuration", "cache"} <= set(
+            lines
+        )
+        assert "multicoil_train" in lines["FASTMRI_KNEE_ROOT"] and lines["FASTMRI_BRAIN_ROOT"].startswith("note")
+        assert text.endswith("nothing is wrong\n") and torch.__version__ in lines["torch"]
+
+    def test_a_problem_makes_the_status_one_and_names_its_fix(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("FASTMRI_BRAIN_ROOT", "/nowhere/at/all")
+        assert run("doctor") == 1
+        text = capsys.readouterr().out
+        assert "/nowhere/at/all is not a folder: correct it" in text and "1 problem found" in text
+
+    def test_a_torchvision_of_another_torch_is_a_problem(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        versions = {"torchvision": "0.17.0", "torch": "2.6.0+cu124"}
+        monkeypatch.setattr(doctor, "_version", versions.get)
+        for pin, status in (("torch (==2.2.0)", "problem"), ("torch==2.6.0", "ok")):
+            monkeypatch.setattr(doctor.metadata, "requires", lambda name, pin=pin: ["numpy", pin])
+            found = doctor._torchvision()
+            assert found.status == status
+            assert ("pip uninstall torchvision" in found.text) == (status == "problem")
+
+    def test_versions_are_held_against_what_the_package_asks_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(doctor, "_version", {"numpy": "1.26.4", "ambient-mri": "0.1"}.get)
+        monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["numpy>=2", "h5py>=3.11", 'x; extra == "dev"'])
+        found = {f.name: f for f in doctor._packages()}
+        assert found["numpy"].status == "problem" and "pip install 'numpy>=2'" in found["numpy"].text
+        assert found["h5py"].text == "not installed: pip install 'h5py>=3.11'" and "x" not in found
+
+    def test_a_driver_without_a_cuda_build(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
+        found = findings()
+        assert found["gpu"].status == "problem" and "install a CUDA build of torch" in found["gpu"].text
+        assert found["bart"].status == "ok"
+        monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+        found = findings()
+        assert found["gpu"].status == "note" and found["bart"].status == "note"

@@ -3,9 +3,12 @@
     ambient-mri demo
     ambient-mri info scan.h5
     ambient-mri prepare raw/ --out prepared/ --acceleration 4 --acs-lines 12
+    ambient-mri prepare /data/knee --out prepared/ --acquisitions PD --workers 8
+    ambient-mri doctor
     ambient-mri train data=prepared data.root=prepared/ objective=ambient
     ambient-mri reconstruct scan.h5 --prior runs/prepared_ambient/prior --out recon.h5 --report report.html
     ambient-mri evaluate recon.h5 scan.h5
+    ambient-mri sample --prior runs/prepared_em/prior --count 16 --shape 128 128 --out sheet.png
 
 A mistake in what was given ends with one line on stderr and status 2; a bug, with one line and status 1. ``--debug``
 shows the traceback of either. Whatever is heavy is imported by the command that needs it.

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ambient_mri._checks import AmbientMRIError, DataError, require
-from ambient_mri.cli.files import check_writable, kspace_files, load_array
+from ambient_mri.cli.files import check_writable, load_array
 from ambient_mri.cli.terminal import log_to_stderr, one_line, show_facts
 
 if TYPE_CHECKING:
-    from ambient_mri.masks import SamplingLaw
     from ambient_mri.reconstruct import Reconstruction
 
-__all__ = ["LAWS", "OUTPUTS", "demo", "evaluate", "info", "misplaced_train", "prepare", "reconstruct"]
+__all__ = ["OUTPUTS", "SAMPLERS", "demo", "evaluate", "info", "misplaced_train", "reconstruct", "sample"]
 
+# Named here, so that --help need not import them.
+SAMPLERS = (
+    "split_gibbs",
+    "dds",
+    "one_step",
+    "mmps",
+    "dps",
+    "pigdm",
+    "diffpir",
+    "daps",
+    "pula",
+    "langevin",
+    "msm",
+    "adps",
+    "adps_fixed",
+)
 OUTPUTS = (".h5", ".hdf5", ".npz", ".png", ".nii", ".nii.gz")
-LAWS = ("random_lines", "independent_lines", "equispaced", "poisson")
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -61,38 +75,50 @@ def reconstruct(options: argparse.Namespace) -> int:
     return 0
 
 
-def prepare(options: argparse.Namespace) -> int:
-    """``ambient-mri prepare``."""
-    from tqdm import tqdm
+def sample(options: argparse.Namespace) -> int:
+    """``ambient-mri sample``."""
+    check_writable(options.out, (".png",))
+    _check_device(options.device)
+    import torch
 
-    from ambient_mri.prepare import Preparation, prepare_files
+    from ambient_mri.report.plots import sample_sheet
+    from ambient_mri.sampling import Heun
+    from ambient_mri.sampling.draw import as_prior, choose_device, progress_bar, rows_per_batch
+    from ambient_mri.tensors import keyed_generator
 
-    files = [file for source in options.sources for file in kspace_files(source)]
-    chosen: slice | None = options.slices
-    whole = chosen is None or (chosen.start is not None and chosen.stop is not None)
-    require(whole, "prepare needs both ends of --slices, such as 10:25.")
-    settings = Preparation(
-        seed=options.seed,
-        maps_backend=options.maps,
-        noise_std=options.noise_std,
-        slices=None if chosen is None else (chosen.start, chosen.stop),
-    )
-    law = None if options.acceleration is None else _law(options.law, options.acceleration, options.acs_lines)
-    options.out.mkdir(parents=True, exist_ok=True)
-
-    def bar(paths: Iterable[Path]) -> Iterable[Path]:
-        return tqdm(paths, desc="preparing", unit="file", disable=None)
-
-    summary = prepare_files(files, options.out, law=law, settings=settings, progress=bar)
+    require(options.count >= 1, f"--count must be at least 1; got {options.count}.")
+    device = choose_device(options.device)
+    prior, sampler = as_prior(options.prior, device), Heun(options.steps, churn=options.churn)
+    known = options.shape or prior.metadata.get("image_shape")
+    if not known:
+        raise AmbientMRIError(f"the prior {prior.name} does not say what size its images have. Give --shape H W.")
+    shape = (int(known[0]), int(known[1]))
+    # A prior of real images says how many channels the network puts out; two of them are one complex image.
+    channels = prior.architecture.get("image_channels", 2)
+    image, dtype = ((1, *shape), torch.complex64) if channels == 2 else ((channels, *shape), torch.float32)
+    rows, drawn = rows_per_batch("auto", shape, 1, device), []
+    with progress_bar(True, options.count * options.steps) as bar:
+        for first in range(0, options.count, rows):
+            picked = range(first, min(first + rows, options.count))
+            generators = [keyed_generator("sample", options.seed, i, device=device) for i in picked]
+            result = sampler.draw(
+                prior.model,  # type: ignore[arg-type]
+                image,
+                generators,
+                dtype=dtype,
+                callback=lambda level, x: bar.update(len(x)),
+            )
+            drawn.append(result.x[:, :1].cpu())
+    title = f"{prior.name}: samples without data"
+    written = sample_sheet(torch.cat(drawn), options.out, title=title)
     facts = {
-        "written": f"{len(summary.done) - summary.kept} files in {options.out}",
-        "there already": summary.kept,
-        "skipped": len(summary.failed),
-        "sampling": "the scans' own masks" if law is None else ", ".join(map(str, law.describe().values())),
-        "next": f"ambient-mri train data=prepared data.root={options.out}",
+        "prior": f"{prior.name} ({prior.kind})",
+        "images": f"{options.count} of {shape[0]} x {shape[1]}",
+        "sampler": f"heun, {options.steps} noise levels, {result.status['evaluations']} evaluations an image",
+        "written": written,
     }
-    show_facts("Prepared scans", facts)
-    return 1 if summary.failed else 0
+    show_facts("Samples of the prior, without any data", facts)
+    return 0
 
 
 def info(options: argparse.Namespace) -> int:
@@ -144,13 +170,6 @@ def _facts(result: Reconstruction, written: Sequence[Path]) -> dict[str, object]
         "time": f"{settings['seconds']:.1f} s on {settings['device']}",
         "written": "\n".join(map(str, written)),
     }
-
-
-def _law(name: str, acceleration: float, acs_lines: int) -> SamplingLaw:
-    from ambient_mri import masks
-
-    classes = (masks.RandomLines, masks.IndependentLines, masks.EquispacedLines, masks.PoissonDisc)
-    return dict(zip(LAWS, classes, strict=True))[name](acceleration, acs_lines)
 
 
 def _check_device(name: str) -> None:

@@ -44,7 +44,9 @@ def kspace_files(source: Path) -> list[Path]:
     """
     if not source.is_dir():
         return [source]
-    found = sorted(path for path in source.iterdir() if path.suffix.lower() in _KSPACE and path.is_file())
+    # Hidden files are what a killed run was writing.
+    shown = (path for path in source.iterdir() if not path.name.startswith(".") and path.is_file())
+    found = sorted(path for path in shown if path.suffix.lower() in _KSPACE)
     require(bool(found), f"{source}: no k-space file ({', '.join(_KSPACE)}) in this folder.", DataError)
     return found
 

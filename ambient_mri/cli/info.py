@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ambient_mri._checks import AmbientMRIError
-from ambient_mri.cli.terminal import one_line
-from ambient_mri.coil_maps import find_acs
 from ambient_mri.prior import Prior, load_prior, shipped_priors
 
 if TYPE_CHECKING:
-    from ambient_mri.data.readers import RawScan
+    from ambient_mri.data.check import KspaceCheck
 
 __all__ = ["describe"]
 
@@ -38,78 +35,52 @@ def describe(source: str, slices: slice | None = None) -> tuple[str, Facts]:
         return f"Prior {path}", _prior_facts(load_prior(path if path.is_dir() else source))
     if _is_reconstruction(path):
         return f"Reconstruction {path}", _reconstruction_facts(path)
-    from ambient_mri.data.readers import read_scan
+    from ambient_mri.data.check import check_kspace
 
-    return f"Scan {path}", _scan_facts(read_scan(path, slices))
+    return f"Scan {path}", _scan_facts(check_kspace(path, slices=slices))
 
 
-def _scan_facts(raw: RawScan) -> Facts:
-    height, width = raw.shape
+def _scan_facts(check: KspaceCheck) -> Facts:
+    slices, coils, height, width = check.shape
     axes = {-1: "columns (the last axis)", -2: "rows", None: "both (2-D mask)"}
+    unit = "locations" if check.phase_encode_axis is None else "lines"
+    shared = "a mask for every slice" if check.mask_per_slice else "one mask for all slices"
+    lines = f"{check.sampled[0]} of {check.sampled[1]} {unit}, {shared}"
+    noise = "" if check.noise_std is None else f"{check.noise_std:.4g} per real part, raw units "
     found: Facts = {
-        "acquisition": raw.acquisition or "not named",
-        "k-space": f"{len(raw)} slices, {raw.num_coils} coils, {height} x {width}",
-        "image after the crop": " x ".join(map(str, raw.recon_shape)),
-        "phase encoding": axes[raw.phase_encode_axis],
-        "acquired extent": "rows {}:{}, columns {}:{}".format(*(i for part in raw.acquired_extent for i in part)),
-        "sampling": "full" if raw.fully_sampled else f"R = {raw.acceleration:.2f}, {_mask_words(raw)}",
-        "calibration (ACS)": _acs_words(raw),
-        "noise": _noise_words(raw),
-        "scale": _try(lambda: f"{_scale(raw):.4g} raw units per unit of a prior"),
-        "coil maps": "in the file" if raw.coil_maps is not None else "to be estimated",
+        "acquisition": check.acquisition or "not named",
+        "k-space": f"{slices} slices, {coils} coils, {height} x {width}",
+        "image after the crop": " x ".join(map(str, check.recon_shape)),
+        "phase encoding": axes[check.phase_encode_axis],
+        "readout oversampling": f"{check.readout_oversampling:.3g}",
+        "acquired extent": "rows {}:{}, columns {}:{}".format(*(i for part in check.acquired_extent for i in part)),
+        "sampling": f"full, {lines}" if check.fully_sampled else f"R = {check.acceleration:.2f}, {lines}",
+        "calibration (ACS)": _acs_words(check),
+        "strongest location": "row {}, column {}".format(*check.peak) + f" (centre {height // 2}, {width // 2})",
+        "coil energy": " ".join(f"{100 * share:.2g}" for share in check.coil_energy) + " %",
+        "noise": f"{noise}({check.noise_source})",
+        "scale": "unknown" if check.scale is None else f"{check.scale:.4g} raw units per unit of a prior",
+        "signal to noise": "unknown" if check.snr is None else f"{check.snr:.3g} (scale over noise)",
+        "coil maps": "in the file" if check.has_coil_maps else "to be estimated",
     }
-    if raw.affine is not None:
-        size = np.linalg.norm(np.asarray(raw.affine)[:3, :3], axis=0)
-        found["voxel"] = " x ".join(f"{length:.3g}" for length in size) + " mm"
-    return found | ({"notes": "\n".join(raw.notes)} if raw.notes else {})
+    if check.voxel_mm is not None:
+        found["voxel"] = " x ".join(f"{length:.3g}" for length in check.voxel_mm) + " mm"
+    found |= {"notes": "\n".join(check.notes)} if check.notes else {}
+    return found | {"problems": "\n".join(check.problems) or "none found"}
 
 
-def _mask_words(raw: RawScan) -> str:
-    """Such as "80 of 320 lines, one mask for all slices"."""
-    mask = raw.mask[0, 0]
-    unit = "lines" if 1 in mask.shape else "locations"
-    shared = "one mask for all slices" if len(raw.mask) == 1 else "a mask for every slice"
-    return f"{int(mask.sum())} of {mask.size} {unit}, {shared}"
-
-
-def _acs_words(raw: RawScan) -> str:
-    acs = find_acs(torch.from_numpy(np.ascontiguousarray(raw.mask)), raw.shape)
-    if acs is None:
+def _acs_words(check: KspaceCheck) -> str:
+    if check.acs is None:
         return "none: the zero frequency is not sampled"
-    if raw.phase_encode_axis is None:
-        return "{} x {} samples".format(*acs.shape)
-    return f"{acs.shape[raw.phase_encode_axis]} lines"
-
-
-def _noise_words(raw: RawScan) -> str:
-    if raw.noise_std is not None:
-        return f"{float(np.mean(raw.noise_std)):.4g} per real part, raw units (from the file)"
-    from ambient_mri.data.normalize import estimate_noise_std
-
-    def estimate() -> str:
-        value, source = estimate_noise_std(raw.kspace, raw.mask, raw.acquired_extent)
-        return f"{value:.4g} per real part, raw units ({source})"
-
-    return _try(estimate)
-
-
-def _scale(raw: RawScan) -> float:
-    from ambient_mri.data.normalize import measured_scale
-
-    return measured_scale(raw.kspace, raw.mask)
-
-
-def _try(words: Any) -> str:
-    """``words()``, or why there are none."""
-    try:
-        return str(words())
-    except AmbientMRIError as error:
-        return f"unknown: {one_line(error)}"
+    if check.phase_encode_axis is None:
+        return "{} x {} samples".format(*check.acs)
+    return f"{check.acs[check.phase_encode_axis]} lines"
 
 
 def _prior_facts(prior: Prior) -> Facts:
     model, card = prior.model, prior.metadata
     uses = {"clean": "any operator, any sampler", "ambient": "undersampled MRI; one_step, dds, split_gibbs"}
+    uses["feedforward"] = "undersampled MRI; one_step"
     law = card.get("sampling_law") or {}
     found: Facts = {
         "kind": f"{prior.kind}: {uses[prior.kind]}",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ambient_mri.cli import commands
+from ambient_mri.cli import commands, doctor, prepare
 
 __all__ = ["make_parser", "slice_range"]
 
@@ -53,12 +53,15 @@ def make_parser() -> argparse.ArgumentParser:
 
     _demo_arguments(add("demo", commands.demo, "the main job on an embedded slice: train, reconstruct, compare"))
     _reconstruct_arguments(add("reconstruct", commands.reconstruct, "reconstruct an undersampled scan with a prior"))
-    _prepare_arguments(add("prepare", commands.prepare, "make prepared scans for training of raw k-space files"))
+    text = "make prepared scans for training of raw k-space files, or of a fastMRI root"
+    prepare.add_arguments(add("prepare", prepare.run, text), slice_range)
+    _sample_arguments(add("sample", commands.sample, "draw images from a clean prior alone, as a sheet"))
     # `main` hands train on before anything is parsed: its arguments are Hydra's.
     add("train", commands.misplaced_train, "train a prior; takes Hydra overrides: train data=phantom objective=ambient")
     info = add("info", commands.info, "tell what a k-space file, a reconstruction or a prior folder holds")
     info.add_argument("path", metavar="FILE", help="k-space file, reconstruction, prior folder, or name of a prior")
     info.add_argument("--slices", type=slice_range, metavar="A:B", help="look at slices A to B - 1 only")
+    add("doctor", doctor.run, "check versions, GPU, BART, extras and data folders; status 1 where something is wrong")
     evaluate = add("evaluate", commands.evaluate, "score a reconstruction against the reference of its scan")
     evaluate.add_argument("reconstruction", metavar="RECON", help="HDF5 file that `reconstruct` wrote")
     evaluate.add_argument("reference", metavar="REFERENCE", help="fully sampled file in fastMRI's layout")
@@ -77,7 +80,7 @@ def _reconstruct_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("scan", metavar="SCAN", help="fastMRI HDF5, prepared scan, .npy or .npz")
     add("--prior", required=True, help="prior folder, or the name of a shipped prior")
-    add("--sampler", default="split_gibbs", choices=("split_gibbs", "dds", "one_step"), help="default: %(default)s")
+    add("--sampler", default="split_gibbs", choices=commands.SAMPLERS, help="default: %(default)s")
     add("--samples", type=int, default=8, metavar="K", help="samples a slice (default: %(default)s)")
     add("--steps", type=int, metavar="N", help="noise levels; the sampler's own number by default")
     add("--mask", metavar="FILE[:NAME[:INDEX]]", help="sampling mask: .npy, .npz or .h5 (inferred by default)")
@@ -92,17 +95,16 @@ def _reconstruct_arguments(command: argparse.ArgumentParser) -> None:
     add("--save-samples", action="store_true", help="store every sample (.h5 and .npz)")
 
 
-def _prepare_arguments(command: argparse.ArgumentParser) -> None:
+def _sample_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("sources", nargs="+", type=Path, metavar="SOURCE", help="raw k-space files, or folders of them")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="one file a volume; made if missing")
-    add("--acceleration", type=float, metavar="R", help="undersample fully sampled volumes; they stay whole without it")
-    add("--acs-lines", type=int, default=12, metavar="N", help="of the undersampling (default: %(default)s)")
-    add("--law", default="random_lines", choices=commands.LAWS, help="of the undersampling (default: %(default)s)")
-    add("--maps", default="torch", choices=("torch", "sigpy", "bart"), help="ESPIRiT program (default: %(default)s)")
-    add("--noise-std", type=float, metavar="X", help="noise per real part, raw units (estimated by default)")
-    add("--slices", type=slice_range, metavar="A:B", help="slices A to B - 1 of every volume (all by default)")
-    add("--seed", type=int, default=0, help="of the masks (default: %(default)s)")
+    add("--prior", required=True, help="clean prior: a folder, or the name of a shipped prior")
+    add("--count", type=int, default=16, metavar="N", help="images (default: %(default)s)")
+    add("--shape", type=int, nargs=2, metavar=("H", "W"), help="of an image; the prior's own by default")
+    add("--steps", type=int, default=40, metavar="N", help="noise levels (default: %(default)s)")
+    add("--churn", type=float, default=0.0, metavar="X", help="fresh noise on the way (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
+    add("--out", type=Path, default=Path("samples.png"), metavar="FILE.png", help="default: %(default)s")
 
 
 def slice_range(text: str) -> slice:

@@ -4,6 +4,9 @@ r"""Augmentations that commute with the physics: the augmented measurement is th
                      reflection about the centre pixel:  commutes with the centred F, axis by axis; S reflected too
                      phase, intensity:    y and noise_std are multiplied, S stays
 
+Clean images (references, or the reconstructions of an E-step) may be zoomed and rotated as well; a measurement may not:
+its mask would have to be interpolated.
+
 P stays what it was: measurements are reflected along an axis only where the mask does not vary along it, and shifted
 without touching the mask. Axes that are not Fourier-transformed (hybrid space, ``Measurement.axes``) are shifted as
 images are. All draws come from one generator a row.
@@ -17,12 +20,13 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ambient_mri._checks import require
 from ambient_mri.measurement import Measurement
 from ambient_mri.tensors import RowGenerators, rand_rows
 
-__all__ = ["Augmentation", "Transform", "apply_to_images", "apply_to_measurement"]
+__all__ = ["Augmentation", "Transform", "apply_to_images", "apply_to_measurement", "zoom_and_rotate"]
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,17 @@ class Augmentation:
         shift: Largest shift, as a share of the matrix size.
         phase: Random global phase.
         intensity: Range of the intensity factor, log-uniform.
+        zoom: Of images alone: range of the size of the object in the field of view, log-uniform. What is moved out of
+            the field of view is cut off, so that a prior does not take a closed outline for granted.
+        rotate: Of images alone: largest rotation, in degrees, either way.
     """
 
     flip: bool = True
     shift: float = 0.06
     phase: bool = True
     intensity: tuple[float, float] = (0.7, 1.4)
+    zoom: tuple[float, float] = (1.0, 1.0)
+    rotate: float = 0.0
 
     def __post_init__(self) -> None:
         low, high = self.intensity
@@ -62,6 +71,9 @@ class Augmentation:
             0 < low <= high, f"intensity must be two positive numbers, the smaller first; got {tuple(self.intensity)}."
         )
         require(0 <= self.shift < 0.5, f"shift must be a share of the matrix size in [0, 0.5); got {self.shift}.")
+        near, far = self.zoom
+        require(0 < near <= far, f"zoom must be two positive numbers, the smaller first; got {tuple(self.zoom)}.")
+        require(0 <= self.rotate <= 180, f"rotate must lie between 0 and 180 degrees; got {self.rotate}.")
 
     def draw(self, size: tuple[int, int], flip_axes: Sequence[int], generators: RowGenerators) -> Transform:
         """One transform a row, for images of ``size``; only axes in ``flip_axes`` (-2, -1) are reflected."""
@@ -85,13 +97,42 @@ class Augmentation:
         return _apply(m, self.draw(m.image_shape, readout, generators))
 
     def images(self, images: Tensor, generators: RowGenerators) -> Tensor:
-        """A batch of complex images (b, 1, H, W), augmented."""
-        return apply_to_images(images, self.draw((images.shape[-2], images.shape[-1]), (-2, -1), generators))
+        """A batch of complex images (b, c, H, W), augmented."""
+        moved = apply_to_images(images, self.draw((images.shape[-2], images.shape[-1]), (-2, -1), generators))
+        if self.rotate == 0 and tuple(self.zoom) == (1.0, 1.0):
+            return moved
+        uniform = rand_rows(generators, 2)
+        low, high = math.log(self.zoom[0]), math.log(self.zoom[1])
+        zoom = torch.exp(low + (high - low) * uniform[:, 0])
+        angle = math.radians(self.rotate) * (2 * uniform[:, 1] - 1)
+        return zoom_and_rotate(moved, zoom, angle)
 
 
 def apply_to_images(images: Tensor, transform: Transform) -> Tensor:
     """Images (b, c, H, W) reflected, shifted and multiplied, row by row."""
     return _move(images, transform) * transform.factor.to(images.device)[:, None, None, None]
+
+
+def zoom_and_rotate(images: Tensor, zoom: Tensor, angle: Tensor) -> Tensor:
+    """Images with the object ``zoom`` times as large, turned by ``angle``; bicubic, zero where nothing was measured.
+
+    Args:
+        images: (b, c, H, W), complex or real.
+        zoom: (b,), above 1 enlarges.
+        angle: (b,), radians, about the centre, from rows towards columns.
+    """
+    height, width = images.shape[-2:]
+    cos, sin, zero = angle.cos() / zoom, angle.sin() / zoom, torch.zeros_like(zoom)
+    # affine_grid measures each axis in half its length; the ratio keeps a rotation rigid on images that are not square.
+    rows = [cos, -sin * (height / width), zero, sin * (width / height), cos, zero]
+    theta = torch.stack(rows, dim=1).reshape(-1, 2, 3).to(images.device)
+    parts = torch.cat([images.real, images.imag], dim=1) if images.is_complex() else images
+    grid = functional.affine_grid(theta, list(parts.shape), align_corners=False).to(parts.dtype)
+    parts = functional.grid_sample(parts, grid, mode="bicubic", padding_mode="zeros", align_corners=False)
+    if not images.is_complex():
+        return parts
+    real, imaginary = parts.chunk(2, dim=1)
+    return torch.complex(real.contiguous(), imaginary.contiguous())
 
 
 def apply_to_measurement(m: Measurement, transform: Transform) -> Measurement:

@@ -180,7 +180,10 @@ def estimate_noise_std(
     if min(margins.values(), default=math.inf) == math.inf:
         margins = {"image corners": _corners(data, sampled, periphery)}
     name, variance = _weigh(margins)
-    if (0.75 if settled else 0.0) * periphery < variance < periphery:
+    # Edges that the scanner filtered can look like a floor of three rings, far below the noise; empty margins that
+    # hold as much in every line cannot.
+    filtered = not settled and name != "image corners" and variance < math.inf
+    if filtered or (0.75 if settled else 0.0) * periphery < variance < periphery:
         periphery, provenance = variance, name
     return math.sqrt(periphery), provenance
 
@@ -237,7 +240,10 @@ def _background(hybrid: Tensor, lines: np.ndarray, axis: int, distance: np.ndarr
     lowest = order[:2]
     if len(lowest) < 2 or not _agree(variances[lowest], counts[lowest].min(), 0.2):
         return math.inf
-    empty = np.concatenate([bins[i] for i in lowest])
+    # Every margin that shows no more than those two: with few coils and lines, two of them leave much to chance.
+    level = float(variances[lowest].mean())
+    near = [i for i in order if variances[i] <= level * (1 + 3 / (math.log(2) * math.sqrt(counts[i])))]
+    empty = np.concatenate([bins[i] for i in near])
     margin = power[..., empty].reshape(len(power), -1)
     variance, agree = _floor(*_ring_variances(margin, np.repeat(far, len(empty)), _RINGS // 2), *_SHORT)
     # What leaks out of the object falls off along the other axis; noise does not.
@@ -295,8 +301,23 @@ def _floor(variances: np.ndarray, counts: np.ndarray, length: int, tolerance: fl
     for last in range(len(variances), max(len(variances) // 3 + length, length) - 1, -1):
         run = variances[last - length : last]
         if _agree(run, counts[last - length : last].min(), tolerance):
-            return float(run.mean()), True
+            return _pooled(variances, counts, last - length, last), True
         spread = float(np.ptp(run) / run.mean())
         if spread < least:
             flattest, least = float(run.mean()), spread
     return flattest, False
+
+
+def _pooled(variances: np.ndarray, counts: np.ndarray, first: int, last: int) -> float:
+    """Mean variance of rings ``first`` to ``last``, and of those further in for as long as they show no more.
+
+    A floor of three rings alone would leave an estimate from few coils and few lines to chance.
+    """
+    mean = float(variances[first:last].mean())
+    while first > len(variances) // 3:
+        error = 1 / (math.log(2) * math.sqrt(counts[first - 1]))
+        if abs(variances[first - 1] - mean) > 2 * error * mean:
+            break
+        first -= 1
+        mean = float(variances[first:last].mean())
+    return mean

@@ -169,3 +169,71 @@ def random_lines(width: int, *, acceleration: int = 4, acs_lines: int = 6, seed:
     outer = np.flatnonzero(~mask)
     mask[np.random.default_rng(seed).choice(outer, max(0, width // acceleration - acs_lines), replace=False)] = True
     return mask
+
+
+def with_size(
+    rows: int, width: int, coils: int, *, slices: int = 1, acquisition: str = "CORPD_FBK", lines: int | None = None
+) -> FastMRIFile:
+    """A fully sampled file of one matrix size, readout oversampled twice, its outer lines zero-padded by the scanner.
+
+    Args:
+        rows: Readout samples.
+        width: Phase-encode lines of the matrix.
+        coils: Coils.
+        slices: Slices.
+        acquisition: Contrast.
+        lines: Acquired lines; all when None.
+    """
+    kspace = simulated_kspace(slices, coils, rows, width, seed=rows + width)
+    lines = lines or width
+    center = lines // 2
+    first = width // 2 - center
+    kspace[..., :first] = 0
+    kspace[..., first + lines :] = 0
+    side = rows // 2
+    header = header_xml(
+        encoded=(rows, width), recon=(side, side), limits=(0, lines - 1, center), coils=coils, oversampling=2.0
+    )
+    return FastMRIFile(kspace, header, reference=rss(kspace, (side, min(side, width))), acquisition=acquisition)
+
+
+def single_coil(file: FastMRIFile) -> FastMRIFile:
+    """The first coil of a file, in the layout of the single-coil track: (slices, H, W)."""
+    kspace = file.kspace[:, 0]
+    side = (32, 32) if file.reference is None else file.reference.shape[-2:]
+    reference = rss(file.kspace[:, :1], (side[0], side[1]))
+    return FastMRIFile(kspace, file.header, file.mask, reference, file.acquisition)
+
+
+def write_knees(root: Path, *, train: int = 4, val: int = 1, test: int = 1, kind: str = "multicoil") -> Path:
+    """A knee data set in the original layout and with its file names: odd widths, mixed sizes, PD and PDFS in turn."""
+    number = 1000000
+    for part, count in (("train", train), ("val", val), ("test", test)):
+        folder = root / f"{kind}_{part}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            width = 36 if part == "train" and i % 4 == 3 else 37
+            name = "CORPD_FBK" if i % 2 == 0 else "CORPDFS_FBK"
+            file = with_size(64, width, 4, slices=2, acquisition=name, lines=width - 4)
+            if part == "test":
+                file = undersampled(file, random_lines(width, acceleration=3, acs_lines=6))
+            (single_coil(file) if kind == "singlecoil" else file).write(folder / f"file{number + 7 * i}.h5")
+        number += 1000
+    return root
+
+
+def write_brains(root: Path, *, train: int = 4, val: int = 1, test: int = 1) -> Path:
+    """A brain data set in the original layout: coil numbers and contrasts vary, edges are zero-padded."""
+    contrasts = ("AXT2", "AXT1PRE", "AXFLAIR", "AXT1POST")
+    number = 2000000
+    for part, count in (("train", train), ("val", val), ("test", test)):
+        folder = root / f"multicoil_{part}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            name = contrasts[i % len(contrasts)]
+            file = with_size(48, 40, 3 + i % 3, slices=2, acquisition=name, lines=33)
+            if part == "test":
+                file = undersampled(file, random_lines(40, acceleration=3, acs_lines=6))
+            file.write(folder / f"file_brain_{name}_20{i}_{number + i}.h5")
+        number += 1000
+    return root

@@ -203,7 +203,7 @@ def test_recon_shape_never_exceeds_the_matrix(tmp_path: Path) -> None:
 
 def test_missing_header_warns_and_reads(tmp_path: Path) -> None:
     path = replace(knee(), header=None).write(tmp_path / "bare.h5")
-    with pytest.warns(DataWarning, match=r"bare\.h5: no usable 'ismrmrd_header'"):
+    with pytest.warns(DataWarning, match=r"bare\.h5: dataset 'ismrmrd_header' is missing"):
         scan = read_scan(path)
     assert scan.recon_shape == (32, 32)  # the size of the reference, whose values stay unread
 

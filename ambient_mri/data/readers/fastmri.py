@@ -68,6 +68,9 @@ def read_fastmri(path: PathLike, slices: SliceSelection = None) -> RawScan:
     check_finite_array(kspace, "kspace", file, indices)
     kspace = kspace if kspace.ndim == 4 else kspace[:, None]
     header["readout_axis"] = readout_axis(header, kspace.shape[-2:])
+    other = _header_suspicions(header, kspace.shape[-2:])
+    if other:  # its limits count lines of another matrix
+        header.pop("encoding_limits", None)
     sampling = describe_sampling(
         support_of(kspace),
         stored,
@@ -75,8 +78,7 @@ def read_fastmri(path: PathLike, slices: SliceSelection = None) -> RawScan:
         readout_axis=header["readout_axis"],
         where=file,
     )
-    missing = () if "encoded_matrix" in header else ("no usable 'ismrmrd_header': size and extent come from the data",)
-    warn_about(missing + sampling.suspicions + check_centred(kspace), file)
+    warn_about(other + sampling.suspicions + check_centred(kspace), file)
     return RawScan(
         kspace=blank_unsampled(kspace, sampling),
         mask=sampling.mask,
@@ -100,6 +102,22 @@ def _read_header(handle: h5py.File, file: Path) -> dict[str, Any]:
     if isinstance(value, np.ndarray):
         value = value.tobytes() if value.dtype.kind in "iuS" else b"".join(map(_to_bytes, value.ravel()))
     return parse_header(value, file) if len(value) else {}
+
+
+def _header_suspicions(header: dict[str, Any], shape: tuple[int, int]) -> tuple[str, ...]:
+    """Why the header cannot tell what was acquired; empty where it can."""
+    encoded = header.get("encoded_matrix")
+    if encoded is None:
+        return (
+            "dataset 'ismrmrd_header' is missing or says nothing of the matrix: image size and acquired extent come "
+            "from the data. Copy it from the original file where k-space is zero-padded or oversampled",
+        )
+    if sorted(encoded[:2]) != sorted(shape):
+        return (
+            f"dataset 'ismrmrd_header' describes a matrix of {encoded[0]} x {encoded[1]}, 'kspace' has {shape[0]} x "
+            f"{shape[1]}: the acquired extent comes from the data. Is it the header of another scan",
+        )
+    return ()
 
 
 def _to_bytes(value: Any) -> bytes:

@@ -1,0 +1,204 @@
+"""One volume: from raw k-space to everything that a training or a reconstruction reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ambient_mri._checks import DataError, require
+from ambient_mri.coil_maps import estimate_coil_maps
+from ambient_mri.data.coil_compression import coil_compression
+from ambient_mri.data.fastmri_masks import FastMRIMask
+from ambient_mri.data.normalize import estimate_noise_std, measured_scale
+from ambient_mri.data.oversampling import remove_readout_oversampling
+from ambient_mri.data.readers import RawScan
+from ambient_mri.data.schema import PreparedScan
+from ambient_mri.data.whitening import noise_covariance, periphery_covariance, read_noise_scan, whitening
+from ambient_mri.masks import SamplingLaw
+from ambient_mri.prepare.settings import Preparation
+from ambient_mri.tensors import keyed_generator
+
+__all__ = ["Conditioned", "condition", "prepare_scan"]
+
+# Slices whose coil maps are estimated together.
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Conditioned:
+    """A scan after the linear steps of its preparation.
+
+    Attributes:
+        raw: The scan: undersampled, whitened, compressed, without readout oversampling, as the settings say.
+        record: What was done, as plain data.
+        noise: Noise per real part, raw units, where a step knows it, and where it comes from.
+    """
+
+    raw: RawScan
+    record: dict[str, Any]
+    noise: tuple[float, str] | None = None
+
+
+def prepare_scan(
+    raw: RawScan, law: SamplingLaw | None, settings: Preparation, device: torch.device | str = "cpu"
+) -> PreparedScan:
+    """One raw volume as a prepared scan.
+
+    Args:
+        raw: The volume.
+        law: Undersamples a fully sampled volume; None, or a volume with its own mask: the scan is taken as it is.
+        settings: Settings.
+        device: Where the coil maps are estimated.
+
+    Raises:
+        AmbientMRIError: If the volume cannot be used: nothing measured, no signal, a law that does not fit its matrix.
+    """
+    done = condition(raw, law, settings)
+    scan, retrospective = done.raw, bool(done.record["retrospective"])
+    noise_std, noise_source = _noise(done, settings)
+    if scan.coil_maps is None:
+        maps, method, warnings = _coil_maps(scan.kspace, scan.mask, noise_std, settings, torch.device(device))
+    else:
+        maps, method, warnings = scan.coil_maps, "from the file", []
+    preparation: dict[str, Any] = {
+        **settings.describe(),
+        **done.record,
+        "acceleration": scan.acceleration,
+        "num_slices": len(scan),
+        "maps": method,
+        "noise_source": noise_source,
+        "notes": [*scan.notes, *warnings],
+    }
+    return PreparedScan(
+        kspace=scan.kspace.astype(np.complex64, copy=False),
+        mask=scan.mask,
+        coil_maps=maps,
+        noise_std=noise_std,
+        scale=measured_scale(scan.kspace, scan.mask),
+        source=scan.name,
+        source_sha256=raw.sha256,
+        acquisition=scan.acquisition,
+        acquired_extent=scan.acquired_extent,
+        recon_shape=scan.recon_shape,
+        affine=scan.affine,
+        phase_absorbed=settings.absorb_phase and scan.coil_maps is None,
+        sampling_law=law.describe() if law is not None and retrospective else {},
+        preparation=preparation,
+    )
+
+
+def condition(raw: RawScan, law: SamplingLaw | None, settings: Preparation) -> Conditioned:
+    """The linear steps: readout oversampling, undersampling, whitening, coil compression.
+
+    Args:
+        raw: The volume.
+        law: See :func:`prepare_scan`.
+        settings: Settings.
+
+    Raises:
+        AmbientMRIError: If a step cannot be done with this scan.
+    """
+    scan = remove_readout_oversampling(raw) if settings.crop_readout else raw
+    drawn = law if law is not None and scan.fully_sampled else None
+    if drawn is not None:
+        mask = scan.mask & _draw(drawn, scan, settings.seed)
+        require(
+            bool(mask.any()),
+            f"{scan.name}: the sampling law selects no line of the acquired extent {scan.acquired_extent}.",
+            DataError,
+        )
+        scan = replace(scan, mask=mask)
+    # What was not measured is not looked at by any step below.
+    scan = replace(scan, kspace=np.where(scan.mask, scan.kspace, np.complex64(0)))
+    record: dict[str, Any] = {"retrospective": drawn is not None}
+    own = settings.whiten is not None or settings.coils is not None
+    require(
+        raw.coil_maps is None or not own,
+        f"{raw.name}: the file brings coil maps, which whitening and coil compression would put out of step. "
+        "Leave these steps out, or prepare the raw file.",
+        DataError,
+    )
+    noise: tuple[float, str] | None = None
+    if settings.whiten is not None:
+        scan, record["whitening"], noise = _whitened(scan, settings.whiten)
+    if settings.coils is not None:
+        scan, record["coil_compression"] = _compressed(scan, settings)
+    return Conditioned(scan, record, noise)
+
+
+def _whitened(scan: RawScan, source: str) -> tuple[RawScan, dict[str, Any], tuple[float, str] | None]:
+    if source == "periphery":
+        covariance = periphery_covariance(scan.kspace, scan.mask, scan.acquired_extent)
+    else:
+        covariance = noise_covariance(read_noise_scan(source), source)
+    count = len(covariance)
+    fits = count == scan.num_coils
+    require(fits, f"{scan.name}: the noise scan has {count} coils, the scan {scan.num_coils}.", DataError)
+    found = whitening(covariance)
+    # The periphery may hold signal and filtered edges: it tells how the noise is mixed, not how strong it is.
+    noise = None if source == "periphery" else (found.noise_std, "noise scan")
+    record = {"source": "periphery" if source == "periphery" else "noise scan", **found.describe()}
+    return replace(scan, kspace=found.apply(scan.kspace)), record, noise
+
+
+def _compressed(scan: RawScan, settings: Preparation) -> tuple[RawScan, dict[str, Any]]:
+    wanted = float(settings.coils or 0)
+    if wanted >= 1:
+        wanted = min(wanted, scan.num_coils)  # a set holds scans of many coil numbers
+    axis = -2 if scan.phase_encode_axis in (-1, None) else -1
+    found = coil_compression(scan.kspace, scan.mask, wanted, method=settings.compression, readout_axis=axis)
+    kspace = np.where(scan.mask, found.apply(scan.kspace), np.complex64(0))
+    return replace(scan, kspace=kspace), found.describe()
+
+
+def _draw(law: SamplingLaw, raw: RawScan, seed: int) -> np.ndarray:
+    """The volume's mask, (1, 1, H or 1, W or 1), along its phase-encode axis.
+
+    It is drawn on the whole matrix, as fastMRI does: the ACS is centred on the zero frequency, and what falls on zero
+    padding is not sampled.
+    """
+    height, width = raw.shape
+    shape = (width, height) if raw.phase_encode_axis == -2 else (height, width)
+    if isinstance(law, FastMRIMask) and law.by_name:
+        mask = law.draw_for_file(shape, "array" if raw.source is None else raw.source.name).numpy()
+    else:
+        mask = law.draw(shape, keyed_generator(seed, raw.name, "mask")).numpy()
+    return mask.swapaxes(-2, -1) if raw.phase_encode_axis == -2 else mask
+
+
+def _coil_maps(
+    kspace: np.ndarray, mask: np.ndarray, noise_std: np.ndarray, settings: Preparation, device: torch.device
+) -> tuple[np.ndarray, str, list[str]]:
+    """Maps of every slice, how they were made, and what a user should know of them."""
+    parts, method, warnings = [], "", []
+    to: Callable[[np.ndarray], torch.Tensor] = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(device)  # noqa: E731
+    for start in range(0, len(kspace), _BATCH):
+        rows = slice(start, start + _BATCH)
+        found = estimate_coil_maps(
+            to(kspace[rows]),
+            to(mask[rows] if len(mask) > 1 else mask),
+            backend=settings.maps_backend,
+            calib=settings.calib,
+            noise_std=to(noise_std[rows]),
+            absorb=settings.absorb_phase,
+        )
+        parts.append(found.maps.cpu().numpy())
+        method = found.method
+        warnings += [text for text in found.warnings if text not in warnings]
+    return np.concatenate(parts), method, warnings
+
+
+def _noise(done: Conditioned, settings: Preparation) -> tuple[np.ndarray, str]:
+    scan = done.raw
+    if settings.noise_std is not None:
+        return np.full(len(scan), settings.noise_std, dtype=np.float32), "given"
+    if done.noise is not None:
+        return np.full(len(scan), done.noise[0], dtype=np.float32), done.noise[1]
+    if scan.noise_std is not None:
+        return np.asarray(scan.noise_std, dtype=np.float32), "from the file"
+    value, source = estimate_noise_std(scan.kspace, scan.mask, scan.acquired_extent)
+    return np.full(len(scan), value, dtype=np.float32), source

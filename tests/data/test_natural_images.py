@@ -1,0 +1,93 @@
+"""Natural images: layouts, values in [-1, 1], held-out images, and files that are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ambient_mri._checks import DataError
+from ambient_mri.data.natural_images import load_natural_images
+
+
+def bytes_of(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "npy"])
+def test_arrays_become_channels_in_minus_one_to_one(suffix: str, tmp_path: Path) -> None:
+    stored = bytes_of(20, 5, 4, 3)
+    path = tmp_path / f"a.{suffix}"
+    np.savez(path, images=stored) if suffix == "npz" else np.save(path, stored)
+    found = load_natural_images(path)
+    assert found.shape == (3, 5, 4) and found.image(2).shape == (1, 3, 5, 4)
+    assert torch.allclose(found.image(2)[0, 1], torch.from_numpy(stored[2, :, :, 1] / 127.5 - 1).float(), atol=1e-6)
+    assert sorted((*found.train, *found.val)) == list(range(20)) and 0 < len(found.val) < 8
+    assert load_natural_images(path).val == found.val and load_natural_images(path, val_share=0.0).val == ()
+
+
+def test_reals_and_integers_of_other_sizes(tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "f.npz", images=np.linspace(0, 1, 60).reshape(3, 4, 5), split=np.array(["train", "val", "train"])
+    )
+    found = load_natural_images(tmp_path / "f.npz")
+    assert found.shape == (1, 4, 5) and found.val == (1,)
+    assert float(found.image(0).min()) == -1 and float(found.image(2).max()) == pytest.approx(1)
+    np.save(tmp_path / "u.npy", np.full((2, 4, 4), 65535, dtype=np.uint16))
+    assert float(load_natural_images(tmp_path / "u.npy", val_share=0.0).image(1).min()) == 1
+
+
+def test_channels_are_averaged_or_repeated(tmp_path: Path) -> None:
+    stored = bytes_of(4, 5, 4, 3)
+    np.savez(tmp_path / "a.npz", images=stored)
+    grey = load_natural_images(tmp_path / "a.npz", channels=1)
+    assert grey.shape == (1, 5, 4)
+    assert np.abs(grey.images[..., 0] - stored.mean(-1)).max() <= 0.5
+    np.savez(tmp_path / "g.npz", images=stored[..., 0])
+    assert load_natural_images(tmp_path / "g.npz", channels=3).shape == (3, 5, 4)
+
+
+def test_a_folder_of_pictures(tmp_path: Path) -> None:
+    stored = bytes_of(3, 6, 5, 3)
+    for i, picture in enumerate(stored):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    found = load_natural_images(tmp_path, val_share=0.0)
+    assert np.array_equal(found.images, stored)
+    assert load_natural_images(tmp_path, channels=1, val_share=0.0).shape == (1, 6, 5)
+    Image.fromarray(stored[0][:4]).save(tmp_path / "small.png")
+    with pytest.raises(DataError, match=r"small\.png: is \(4, 5, 3\), 0\.png is \(6, 5, 3\)"):
+        load_natural_images(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"pixels": bytes_of(2, 4, 4)}, "needs an array `images` .* found pixels"),
+        ({"images": bytes_of(2, 4, 4, 2)}, r"\(n, H, W, 1 or 3\); got uint8 \(2, 4, 4, 2\)"),
+        ({"images": np.full((2, 4, 4), 3.0)}, r"must lie in \[0, 1\]; found 3 to 3"),
+        ({"images": np.full((2, 4, 4), np.nan)}, "non-finite|NaN"),
+        ({"images": bytes_of(2, 4, 4), "split": np.array(["train"])}, "one entry for each of the 2 images"),
+        ({"images": bytes_of(2, 4, 4), "split": np.array(["val", "val"])}, "no image is left to train on"),
+    ],
+)
+def test_other_arrays_are_refused(arrays: dict[str, np.ndarray], words: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=words):
+        load_natural_images(tmp_path / "a.npz")
+
+
+def test_what_is_no_image_file(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="cannot be read as NumPy arrays"):
+        load_natural_images(tmp_path / "a.npz")
+    with pytest.raises(DataError, match=r"images are \.npz or \.npy files, or folders"):
+        load_natural_images(tmp_path / "a.h5")
+    (tmp_path / "f").mkdir()
+    with pytest.raises(DataError, match=r"holds no \.png"):
+        load_natural_images(tmp_path / "f")
+    (tmp_path / "f" / "x.png").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"x\.png: cannot be read as a picture"):
+        load_natural_images(tmp_path / "f")
