@@ -32,6 +32,7 @@ __all__ = [
     "chi2_residual",
     "coverage",
     "fit_scale",
+    "frechet_distance",
     "nmse",
     "nrmse",
     "psnr",
@@ -55,6 +56,7 @@ DEFINITIONS: dict[str, str] = {
     "variance_ratio": "Variance ratio (calibrated: 1): (1 + 1/K) Var of K samples / (MSE of the mean - noise).",
     "std_error_correlation": "Pearson correlation over pixels of the samples' std with |mean - reference|.",
     "chi2_residual": "chi^2: ||y - A x||^2 / (m noise_std^2), m real numbers; 1 if honest, less if noise is fitted.",
+    "frechet": "Frechet distance of unconditional samples to held-out images, in the feature space of the settings.",
 }
 
 
@@ -286,6 +288,34 @@ def chi2_residual(residual: ArrayLike, noise_std: float | ArrayLike, mask: Array
     std = std.reshape(-1, *[1] * (r.ndim - 1)) if std.ndim else std
     parts = 2 if np.iscomplexobj(r) else 1
     return float(np.mean(_select(np.abs(r / std) ** 2 / parts, mask)))
+
+
+def frechet_distance(x: ArrayLike, reference: ArrayLike) -> float:
+    """Frechet distance between Gaussian fits of two sets of features.
+
+        || m_x - m_r ||^2 + tr( C_x + C_r - 2 (C_x C_r)^(1/2) )
+
+    Args:
+        x: (n, d) features, n > d for covariances of full rank.
+        reference: (m, d) features.
+
+    Raises:
+        AmbientMRIError: If shapes do not fit, or a set has fewer than two rows.
+
+    Source: Dowson & Landau 1982, J. Multivar. Anal. 12; Heusel et al. 2017, arXiv:1706.08500, eq. 6.
+    """
+    a, b = _array("x", x), _array("reference", reference)
+    require(
+        a.ndim == 2 and b.ndim == 2 and a.shape[1] == b.shape[1] and min(len(a), len(b)) >= 2,
+        f"features must be (n, d) and (m, d) with two rows at least; got {a.shape} and {b.shape}.",
+    )
+    first, second = (np.atleast_2d(np.cov(f, rowvar=False)) for f in (a, b))
+    # The eigenvalues of C_x C_r are those of the symmetric C_x^(1/2) C_r C_x^(1/2): real and not negative.
+    values, basis = np.linalg.eigh(first)
+    root = (basis * np.sqrt(np.clip(values, 0, None))) @ basis.T
+    cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ second @ root), 0, None)).sum()
+    mean = float(np.sum((a.mean(0) - b.mean(0)) ** 2))
+    return max(mean + float(np.trace(first) + np.trace(second) - 2 * cross), 0.0)
 
 
 def _array(name: str, values: ArrayLike | float) -> np.ndarray:

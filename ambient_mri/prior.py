@@ -21,12 +21,14 @@ from torch import nn
 
 from ambient_mri._checks import PriorError, check_option, require
 from ambient_mri._files import write_atomically
+from ambient_mri.comparators import FeedForward, ProjectedNoiseDenoiser
 from ambient_mri.denoiser import CleanDenoiser, ConditionalDenoiser, Denoiser, ProfileEncoder
 from ambient_mri.networks import UNet
 
 __all__ = ["FORMAT_VERSION", "Prior", "build_model", "load_prior"]
 
 FORMAT_VERSION = 1
+KINDS = ("clean", "ambient", "feedforward")
 NETWORKS: dict[str, type[nn.Module]] = {"UNet": UNet}
 
 
@@ -35,8 +37,8 @@ class Prior:
     """A trained prior.
 
     Attributes:
-        model: A Denoiser (``kind == "clean"``) or a ConditionalDenoiser (``kind == "ambient"``).
-        kind: ``"clean"`` or ``"ambient"``.
+        model: A Denoiser (``kind == "clean"``) or a ConditionalDenoiser (any other kind).
+        kind: ``"clean"``, ``"ambient"``, or ``"feedforward"``: a reconstruction network, of use to ``one_step`` alone.
         architecture: Plain data that :func:`build_model` turns into the model again.
         metadata: Provenance: data, sampling law, scale rule, versions, licence, metrics, ...
         name: For messages and files.
@@ -49,7 +51,7 @@ class Prior:
     name: str = "prior"
 
     def __post_init__(self) -> None:
-        check_option("kind", self.kind, ("clean", "ambient"))
+        check_option("kind", self.kind, KINDS)
 
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.model.parameters())
@@ -59,6 +61,42 @@ class Prior:
         """Move the model, in place; returns itself."""
         self.model.to(device)
         return self
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Prior:
+        """Load a prior folder from a repository of the Hugging Face Hub; nothing but two files is fetched.
+
+        Args:
+            repo_id: ``"owner/name"``.
+            revision: Branch, tag or commit; pin a commit where results must not change.
+            subfolder: Folder of the prior inside the repository.
+            device: Of the model.
+
+        Raises:
+            PriorError: If the repository or a file of the prior is not there, or cannot be reached.
+        """
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            paths = [
+                Path(hf_hub_download(repo_id, name, revision=revision, subfolder=subfolder))
+                for name in ("prior.json", "weights.safetensors")
+            ]
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise PriorError(
+                f"no prior could be fetched from {repo_id!r} (revision {revision or 'main'}): {reason} "
+                "A prior repository holds prior.json and weights.safetensors."
+            ) from error
+        return load_prior(paths[0].parent, device=device)
 
     def save(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Path:
         """Write the prior folder, each file atomically.
@@ -90,9 +128,10 @@ def build_model(architecture: Mapping[str, Any]) -> Denoiser | ConditionalDenois
     """The untrained model that an ``architecture`` describes.
 
     Args:
-        architecture: ``{"kind": "clean" | "ambient", "network": {"name": "UNet", ...arguments}, "sd": ...,
+        architecture: ``{"kind": "clean" | "ambient" | "feedforward", "network": {"name": "UNet", ...}, "sd": ...,
             "sigma_min": ..., "sigma_max": ..., "profile_bins": 32, ...}``. Further keys of an ambient model: ``e0``,
-            ``cg_iterations``.
+            ``cg_iterations``, ``preconditioning`` ("operator", or "edm" as published). Of any model:
+            ``image_channels``, real channels of an image (2 for a complex one), and ``mask_channels``.
 
     Raises:
         PriorError: For an unknown network or kind.
@@ -101,13 +140,16 @@ def build_model(architecture: Mapping[str, Any]) -> Denoiser | ConditionalDenois
     kind, network = settings.pop("kind"), dict(settings.pop("network"))
     name = network.pop("name", "UNet")
     require(name in NETWORKS, f"unknown network {name!r}; this version knows {', '.join(NETWORKS)}.", PriorError)
-    require(kind in ("clean", "ambient"), f"kind must be 'clean' or 'ambient'; got {kind!r}.", PriorError)
+    require(kind in KINDS, f"kind must be one of {', '.join(KINDS)}; got {kind!r}.", PriorError)
+    edm = settings.pop("preconditioning", "operator") == "edm"
     profile = ProfileEncoder(settings.pop("profile_bins", 32))
     image_channels = settings.pop("image_channels", 2)
-    net = NETWORKS[name](2 * image_channels, image_channels, condition_dim=profile.dim, **network)
+    inputs = 2 * image_channels + settings.get("mask_channels", 0)
+    net = NETWORKS[name](inputs, image_channels, condition_dim=profile.dim, **network)
     if kind == "clean":
         return CleanDenoiser(net, profile=profile, **settings)
-    return ConditionalDenoiser(net, profile=profile, **settings)
+    conditional = FeedForward if kind == "feedforward" else ProjectedNoiseDenoiser if edm else ConditionalDenoiser
+    return conditional(net, profile=profile, **settings)
 
 
 def load_prior(source: str | Path | Prior, *, device: torch.device | str = "cpu") -> Prior:
@@ -123,6 +165,13 @@ def load_prior(source: str | Path | Prior, *, device: torch.device | str = "cpu"
     card = _read_card(folder)
     model = build_model(card["architecture"])
     _load_weights(model, folder / "weights.safetensors")
+    domain = getattr(model, "noise_domain", "image")
+    require(
+        card.get("noise_domain", domain) == domain,
+        f"{folder} was trained with noise in the {card.get('noise_domain')} domain; its architecture takes {domain}. "
+        "Export the prior again.",
+        PriorError,
+    )
     curve = card.get("error_curve")
     if curve and isinstance(model, Denoiser):
         model.set_error_curve(torch.tensor(curve["sigma"]), torch.tensor(curve["error"]))

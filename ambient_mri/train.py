@@ -77,10 +77,11 @@ def main() -> None:
 
 
 def _job(cfg: DictConfig) -> None:
+    from ambient_mri.training.rounds import expectation_maximisation
     from ambient_mri.training.run import train
 
     try:
-        train(cfg)
+        expectation_maximisation(cfg) if "em" in cfg else train(cfg)
     except AmbientMRIError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)

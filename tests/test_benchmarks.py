@@ -52,3 +52,22 @@ def test_reconstruct_without_data_measures_phantoms_and_resumes(
     monkeypatch.setattr(benchmark, "run_case", lambda *_: pytest.fail("a finished case was computed again"))
     benchmark.main(arguments)
     assert read_records(tmp_path / "reconstruct.json").rows == first.rows
+
+
+def test_the_plan_of_the_priors_benchmark() -> None:
+    """Everything that is to be compared, each once, and an ambient run before the EM that begins with it."""
+    benchmark = load("quality/priors")
+    runs = benchmark.plan(benchmark.BUDGETS["cpu"])
+    names = [run.name for run in runs]
+    assert len(set(names)) == len(names)
+    at_four = {run.objective for run in runs if (run.acceleration, run.noise_std) == (4, 0.01)}
+    assert at_four == {"ambient", "em", "supervised", "ambient_published", "ssdu", "ssdu_weighted", "wavelet_edm"}
+    for other in (2, 6, 8):
+        found = {run.objective for run in runs if run.acceleration == other}
+        assert found == {"ambient", "em", "ambient_published", "ssdu_weighted"}
+    assert {run.objective for run in runs if run.noise_std == 0.05} == {"ambient", "em", "ambient_noise_blind"}
+    for name in names:
+        assert not name.startswith("em_") or names.index(name.replace("em_", "ambient_", 1)) < names.index(name)
+    for size in (32, 64, 128):
+        for acceleration in benchmark.ACCELERATIONS:
+            assert 2 <= benchmark.acs_lines(size, acceleration) < size / acceleration

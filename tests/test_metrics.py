@@ -218,5 +218,18 @@ def test_import_is_light() -> None:
 
 
 def test_every_metric_of_a_table_is_defined() -> None:
-    named = set(metrics.__all__) - {"DEFINITIONS", "coverage", "fit_scale"} | {"coverage90"}
+    functions = set(metrics.__all__) - {"DEFINITIONS", "coverage", "fit_scale", "frechet_distance"}
+    named = functions | {"coverage90", "frechet"}
     assert named == set(metrics.DEFINITIONS)
+
+
+def test_frechet_distance_of_gaussians_in_closed_form() -> None:
+    """Commuting covariances: ||m1 - m2||^2 + sum (s1 - s2)^2; zero for a set and itself; symmetric."""
+    rng = np.random.default_rng(0)
+    white = rng.standard_normal((200_000, 3))
+    first, second = white * [1.0, 2.0, 3.0], white[::-1] * [2.0, 2.0, 1.0] + [1.0, 0.0, -1.0]
+    assert metrics.frechet_distance(first, second) == pytest.approx(2 + 1 + 0 + 4, rel=0.02)
+    assert metrics.frechet_distance(second, first) == pytest.approx(metrics.frechet_distance(first, second), rel=1e-6)
+    assert metrics.frechet_distance(first, first) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match=r"features must be \(n, d\) and \(m, d\)"):
+        metrics.frechet_distance(first, second[:, :2])

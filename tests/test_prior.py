@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ambient_mri._checks import PriorError
 from ambient_mri.denoiser import CleanDenoiser, ConditionalDenoiser
 from ambient_mri.prior import Prior, build_model, load_prior
 
@@ -82,5 +83,27 @@ def test_broken_folders_are_named(tmp_path: Path) -> None:
 def test_unknown_architectures_are_named() -> None:
     with pytest.raises(ValueError, match="unknown network 'Transformer'"):
         build_model({"kind": "clean", **ARCHITECTURE, "network": {"name": "Transformer"}})
-    with pytest.raises(ValueError, match="'clean' or 'ambient'"):
+    with pytest.raises(ValueError, match="kind must be one of clean, ambient, feedforward"):
         build_model({**ARCHITECTURE, "kind": "other"})
+
+
+def test_a_prior_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    saved = prior().save(tmp_path / "hub")
+    asked: list[tuple[str, str, str | None]] = []
+
+    def fetch(repo_id: str, name: str, *, revision: str | None, subfolder: str | None) -> str:
+        asked.append((repo_id, name, revision))
+        return str(saved / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    found = Prior.from_pretrained("owner/name", revision="abc")
+    assert found.kind == prior().kind
+    assert asked == [("owner/name", "prior.json", "abc"), ("owner/name", "weights.safetensors", "abc")]
+
+
+@pytest.mark.parametrize("repo_id", ["not a repository", "a/b/c"])
+def test_a_hub_name_that_cannot_be_is_one_clear_line(repo_id: str) -> None:
+    with pytest.raises(PriorError, match="no prior could be fetched from"):
+        Prior.from_pretrained(repo_id)

@@ -2,6 +2,19 @@
 
 from ambient_mri.objectives.ambient import AmbientObjective
 from ambient_mri.objectives.base import Loss, Objective
+from ambient_mri.objectives.consistency import ConsistencyObjective, ConsistentAmbientObjective
+from ambient_mri.objectives.published import PublishedAmbientObjective
+from ambient_mri.objectives.ssdu import SSDUObjective, WeightedSSDUObjective
 from ambient_mri.objectives.supervised import SupervisedObjective
 
-__all__ = ["AmbientObjective", "Loss", "Objective", "SupervisedObjective"]
+__all__ = [
+    "AmbientObjective",
+    "ConsistencyObjective",
+    "ConsistentAmbientObjective",
+    "Loss",
+    "Objective",
+    "PublishedAmbientObjective",
+    "SSDUObjective",
+    "SupervisedObjective",
+    "WeightedSSDUObjective",
+]

@@ -30,7 +30,7 @@ from ambient_mri.denoiser import ConditionalDenoiser
 from ambient_mri.measurement import Measurement
 from ambient_mri.noise import TrainingNoise
 from ambient_mri.objectives.base import Loss
-from ambient_mri.tensors import RowGenerators, per_row, rand_rows, randn_like_rows
+from ambient_mri.tensors import RowGenerators, add_scaled, per_row, rand_rows, randn_like_rows, squared_modulus
 
 __all__ = ["AmbientObjective"]
 
@@ -65,7 +65,7 @@ class AmbientObjective:
         batch = self.corruption.simplified(batch)
         sigma, added = self._noise_levels(model, batch, generators)
         further = self.corruption.further(batch, generators)
-        z = (batch.y + per_row(added, batch.y) * randn_like_rows(batch.y, generators)) * further.kept
+        z = add_scaled(batch.y, per_row(added, batch.y), randn_like_rows(batch.y, generators)) * further.kept
         x_hat = model(z, sigma, further.operator, further.kept)
         predicted = self.corruption.forward_operator(batch).forward(x_hat)
         squared = self._residual(predicted, z, batch, further, sigma, added)
@@ -95,9 +95,9 @@ class AmbientObjective:
         self, predicted: Tensor, z: Tensor, batch: Measurement, further: Further, sigma: Tensor, added: Tensor
     ) -> Tensor:
         """The weighted squared residual at every k-space location, (b, coils, H, W) real."""
-        removed = (predicted - batch.y).abs().square()
         a = per_row(added.square() / sigma.square(), z)
-        kept = (a * predicted + (1 - a) * z - batch.y).abs().square() * a.square().clamp_min(
-            1e-12
-        ).reciprocal().clamp_max(self.kept_cap)
-        return further.weights * torch.where(further.kept, kept, removed)
+        one = torch.ones_like(a)
+        gain = torch.where(further.kept, a, one)
+        target = torch.where(further.kept, batch.y - (1 - a) * z, batch.y)
+        counted = torch.where(further.kept, a.square().clamp_min(1e-12).reciprocal().clamp_max(self.kept_cap), one)
+        return further.weights * counted * squared_modulus(gain * predicted - target)

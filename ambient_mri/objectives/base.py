@@ -32,7 +32,8 @@ class Objective(Protocol):
 
     Attributes:
         kind: ``"ambient"`` if the model is a ConditionalDenoiser and batches are Measurements, ``"clean"`` if the
-            model is a Denoiser and batches are images.
+            model is a Denoiser and batches are images, ``"feedforward"`` if the model reconstructs at the noise level
+            of the data alone. An objective may have an ``architecture``: settings of the model that belong to it.
     """
 
     kind: str

@@ -15,11 +15,12 @@ from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, TQDMPr
 from torch import Tensor
 
 from ambient_mri._checks import check_positive
+from ambient_mri.corruption import Corruption, ImageCorruption
 from ambient_mri.data.datasets import ImageBatch
 from ambient_mri.denoiser import ConditionalDenoiser
 from ambient_mri.measurement import Measurement
 from ambient_mri.metrics import psnr
-from ambient_mri.operators import sense
+from ambient_mri.operators import LinearOperator, sense
 from ambient_mri.sampling import OneStep, ambient_denoiser
 from ambient_mri.tensors import keyed_generator, per_row, randn_like_rows
 
@@ -208,7 +209,7 @@ class SampleSheets(pl.Callback):
             return
         from ambient_mri.report.plots import sample_sheet
 
-        rows, columns = self._rows(pl_module.model, self._batch)
+        rows, columns = self._rows(pl_module.model, self._batch, getattr(pl_module.objective, "corruption", None))
         self._batch = None
         self.folder.mkdir(parents=True, exist_ok=True)
         pictures = [image for row in zip(*rows, strict=True) for image in row]
@@ -218,7 +219,9 @@ class SampleSheets(pl.Callback):
             pictures, path, names=names, num_columns=len(columns), title=f"held-out slices, step {trainer.global_step}"
         )
 
-    def _rows(self, model: Any, batch: Measurement | ImageBatch) -> tuple[list[Tensor], list[str]]:
+    def _rows(
+        self, model: Any, batch: Measurement | ImageBatch, corruption: Corruption | None
+    ) -> tuple[list[Tensor], list[str]]:
         """One tensor (n, H, W) a column, and the columns' names."""
         if isinstance(batch, ImageBatch):
             images = batch.images[: self.count]
@@ -228,10 +231,13 @@ class SampleSheets(pl.Callback):
             columns = {"image": images, "sigma = sd/2": noisy, "denoised": model(noisy, sigma)}
         else:
             m = batch[: self.count]
-            columns = {"back-projected": _operator(m).adjoint(m.y), "one step": one_step(model, m)}
+            columns = {
+                "back-projected": _operator(m, corruption).adjoint(m.y),
+                "one step": one_step(model, m, corruption),
+            }
             if all(k in self.references for k in m.key):
                 columns["reference"] = torch.cat([self.references[k] for k in m.key])
-        return [c[:, 0].abs().cpu() for c in columns.values()], list(columns)
+        return [_shown(c) for c in columns.values()], list(columns)
 
 
 class PeriodicExport(pl.Callback):
@@ -274,15 +280,34 @@ def progress_bar() -> pl.Callback:
 
 
 @torch.no_grad()
-def one_step(model: ConditionalDenoiser, m: Measurement) -> Tensor:
-    """One-step reconstructions (b, 1, H, W) of scans by an ambient network."""
+def one_step(model: ConditionalDenoiser, m: Measurement, corruption: Corruption | None = None) -> Tensor:
+    """One-step reconstructions (b, c, H, W) of scans, or of images under their ``corruption``, by an ambient network.
+
+    One that was trained with noise of the image has no input for measured noise: it gets y as noise-free, at its lowest
+    sigma, as published.
+    """
+    if model.noise_domain == "image":
+        lowest = torch.full((len(m),), model.sigma_min, device=m.y.device)
+        return model(m.y, lowest, _operator(m, corruption), m.mask.expand(len(m), *m.mask.shape[1:]))
     generators = [keyed_generator("one step", key) for key in m.key]
-    denoiser = ambient_denoiser(model, m, generators)
-    return OneStep().sample(denoiser, _operator(m), m.y, m.noise_std, generators=generators).x
+    if isinstance(corruption, ImageCorruption):
+        denoiser = model.as_denoiser(corruption, m, generators)
+    else:
+        denoiser = ambient_denoiser(model, m, generators)
+    return OneStep().sample(denoiser, _operator(m, corruption), m.y, m.noise_std, generators=generators).x
 
 
-def _operator(m: Measurement) -> Any:
+def _operator(m: Measurement, corruption: Corruption | None) -> LinearOperator:
+    if isinstance(corruption, ImageCorruption):
+        return corruption.forward_operator(m)
     return sense(m.coil_maps, m.mask, axes=m.axes)  # type: ignore[arg-type]
+
+
+def _shown(images: Tensor) -> Tensor:
+    """What a grey picture shows, (n, H, W): the magnitude, or the brightness of a real image in [-1, 1]."""
+    if images.is_complex():
+        return images[:, 0].abs().cpu()
+    return ((images.mean(dim=1) + 1) / 2).clamp(0, 1).cpu()
 
 
 class _RunningMean:

@@ -15,10 +15,11 @@ from ambient_mri._checks import require
 from ambient_mri.data.datasets import ImageBatch, ImageDataset, ScanDataset, StepSampler
 from ambient_mri.measurement import Measurement
 from ambient_mri.tensors import keyed_generator
+from ambient_mri.training.natural import CorruptedImages
 
 __all__ = ["ResumableLoader", "TrainingData"]
 
-TrainingSet: TypeAlias = ScanDataset | ImageDataset
+TrainingSet: TypeAlias = ScanDataset | ImageDataset | CorruptedImages
 
 
 class ResumableLoader(DataLoader[Any]):

@@ -8,7 +8,12 @@ here:
 
     python -m ambient_mri.train objective=supervised data.references=RUN/reconstructions init=RUN/prior
 
-A volume that is already there is kept, so an interrupted E-step goes on where it was.
+A volume that is already there is kept, and of a volume in the making its finished slices: an interrupted E-step goes on
+where it was. ``objective=em`` runs both steps, round after round (:mod:`ambient_mri.training.rounds`).
+
+``--method l1_wavelet`` reconstructs by compressed sensing in place of a prior: the data of a comparator, an EDM prior
+trained on baseline reconstructions. Its weight follows the scan's own noise level (0.3 noise_std, see
+:func:`~ambient_mri.baselines.default_lambda`); no reference image has a say in it.
 
 Reference: Rozet et al. 2024, arXiv:2405.13712, algorithm 1.
 """
@@ -17,21 +22,28 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
+import json
 import logging
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ambient_mri._checks import DataError, require
+from ambient_mri._checks import DataError, check_option, require
+from ambient_mri._files import write_atomically
+from ambient_mri.baselines import l1_wavelet
 from ambient_mri.corruption import Undersampling
 from ambient_mri.data.datasets import write_images
 from ambient_mri.data.schema import read_prepared
 from ambient_mri.denoiser import ConditionalDenoiser
 from ambient_mri.masks import ObservedMasks
 from ambient_mri.measurement import Measurement
+from ambient_mri.operators import solve_regularized
 from ambient_mri.prior import Prior, load_prior
 from ambient_mri.sampling import make_sampler
 from ambient_mri.sampling.ambient import ambient_denoiser
@@ -39,9 +51,18 @@ from ambient_mri.sampling.base import Sampler
 from ambient_mri.tensors import keyed_generator
 from ambient_mri.training.sources import progress
 
-__all__ = ["expectation", "reconstruct_rows"]
+__all__ = ["METHODS", "Reconstruct", "claim", "expectation", "reconstruct_rows", "reconstruct_volume"]
 
 log = logging.getLogger(__name__)
+
+# One image a row of a measurement, (b, 1, H, W), in scaled units.
+Reconstruct: TypeAlias = Callable[[Measurement], Tensor]
+
+# E-steps that need no prior, by name.
+METHODS: dict[str, Reconstruct] = {"l1_wavelet": l1_wavelet}
+
+# Regularisation of the SENSE image that a short ladder starts from, at the norm of A, which is one.
+_START_LAM = 1e-2
 
 
 def expectation(
@@ -74,54 +95,127 @@ def expectation(
     require(len(scans) > 0, "the E-step got no prepared scan.", DataError)
     folder.mkdir(parents=True, exist_ok=True)
     device = next(prior.model.parameters()).device
-    written = []
+    made_by = f"E-step, {sampler.name}, prior {prior.name}"
     for path in progress(scans):
-        target = folder / path.name
-        written.append(target)
-        if target.is_file():
-            continue
-        scan = read_prepared(path)
-        images = []
-        for start in range(0, len(scan), batch_size):
-            m = scan.measurement(slice(start, min(start + batch_size, len(scan)))).to(device)
-            images.append(reconstruct_rows(prior, m, sampler, seed).cpu())
-        keys = [f"{scan.source}/{i}" for i in range(len(scan))]
-        raw = torch.cat(images).numpy() * np.float32(scan.scale)
-        write_images(
-            target, raw, keys, scale=scan.scale, attrs={"made_by": f"E-step, {sampler.name}, prior {prior.name}"}
+        reconstruct_volume(
+            lambda m: reconstruct_rows(prior, m.to(device), sampler, seed),
+            path,
+            folder / path.name,
+            made_by=made_by,
+            batch_size=batch_size,
         )
-    return written
+    return [folder / path.name for path in scans]
+
+
+def reconstruct_volume(
+    reconstruct: Reconstruct, path: Path, target: Path, *, made_by: str, batch_size: int = 8
+) -> None:
+    """Reconstruct one prepared scan; finished slices are kept beside ``target`` until the volume is whole.
+
+    Args:
+        reconstruct: (b rows of a scan) -> images (b, 1, H, W) in scaled units, a function of each row alone.
+        path: Prepared file.
+        target: Image file, in raw units; one that is there already is kept.
+        made_by: Recorded in the file.
+        batch_size: Slices at a time.
+    """
+    if target.is_file():
+        return
+    scan = read_prepared(path)
+    parts = [target.parent / "parts" / target.stem / f"{i:04d}.npy" for i in range(len(scan))]
+    for start in range(0, len(scan), batch_size):
+        rows = range(start, min(start + batch_size, len(scan)))
+        if all(parts[i].is_file() for i in rows):
+            continue
+        images = reconstruct(scan.measurement(slice(rows.start, rows.stop))).cpu().numpy()
+        for i, image in zip(rows, images, strict=True):
+            buffer = io.BytesIO()
+            np.save(buffer, image.astype(np.complex64))
+            write_atomically(parts[i], buffer.getvalue())
+    raw = np.stack([np.load(part) for part in parts]) * np.float32(scan.scale)
+    keys = [f"{scan.source}/{i}" for i in range(len(scan))]
+    write_images(target, raw, keys, scale=scan.scale, attrs={"made_by": made_by})
+    shutil.rmtree(parts[0].parent, ignore_errors=True)
+
+
+def claim(folder: Path, settings: dict[str, str | int | float | None]) -> None:
+    """Record what the images in ``folder`` are made with, so that one folder never holds two kinds.
+
+    Raises:
+        DataError: If it holds, or is to hold, images made otherwise.
+    """
+    stored = folder / "made_by.json"
+    if stored.is_file():
+        before = json.loads(stored.read_text())
+        differ = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
+        require(
+            not differ,
+            f"{folder} holds images of another E-step: it differs in {', '.join(differ)}. Choose another folder.",
+            DataError,
+        )
+        return
+    write_atomically(stored, (json.dumps(settings, indent=2) + "\n").encode())
 
 
 def reconstruct_rows(prior: Prior, m: Measurement, sampler: Sampler, seed: int) -> Tensor:
-    """One reconstruction a row of ``m``, (b, 1, H, W), in scaled units."""
+    """One reconstruction a row of ``m``, (b, 1, H, W), in scaled units.
+
+    A ladder that begins at or below 2 sd starts from the SENSE image of the scan, any other from noise.
+    """
     m = m.cancel_readout()
     generators = [keyed_generator(seed, "e-step", key, device=m.y.device) for key in m.key]
     model = prior.model
     denoiser = ambient_denoiser(model, m, generators) if isinstance(model, ConditionalDenoiser) else model
-    corruption = Undersampling(ObservedMasks([m.mask[:1]]))
-    return sampler.sample(denoiser, corruption.forward_operator(m), m.y, m.noise_std, generators=generators).x
+    operator = Undersampling(ObservedMasks([m.mask[:1]])).forward_operator(m)
+    start = None
+    if sampler.sigma_max is not None and sampler.sigma_max <= 2 * model.sd:
+        start = solve_regularized(operator, operator.adjoint(m.y), _START_LAM, max_iterations=30, rtol=1e-3).x
+    return sampler.sample(denoiser, operator, m.y, m.noise_std, generators=generators, x_init=start).x
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """``python -m ambient_mri.training.em``."""
     parser = argparse.ArgumentParser(description="E-step: reconstruct every training scan under a prior.")
-    parser.add_argument("--prior", required=True, help="prior folder")
+    parser.add_argument("--prior", help="prior folder")
+    parser.add_argument("--method", default="prior", help="prior (default), or l1_wavelet, which needs none")
     parser.add_argument("--scans", required=True, type=Path, help="folder of prepared scans")
     parser.add_argument("--out", required=True, type=Path, help="folder for the image files")
     parser.add_argument("--sampler", default=None, help="one_step for an ambient prior (default), else split_gibbs")
     parser.add_argument("--steps", type=int, default=25, help="noise levels of split_gibbs")
+    parser.add_argument(
+        "--start-sd",
+        type=float,
+        default=None,
+        help="first noise level in units of the prior's sd (10 by default); at most 2: start from the SENSE image",
+    )
+    parser.add_argument("--part", default="0/1", help="i/n: every n-th volume from the i-th on, to share the work")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    prior = load_prior(options.prior, device=options.device)
-    name = options.sampler or ("one_step" if prior.kind == "ambient" else "split_gibbs")
-    sampler = make_sampler(name) if name == "one_step" else make_sampler(name, steps=options.steps)
-    files = sorted(options.scans.glob("*.h5"))
+    check_option("--method", options.method, ("prior", *METHODS))
+    first, every = (int(n) for n in options.part.split("/"))
+    files = sorted(options.scans.glob("*.h5"))[first::every]
     require(len(files) > 0, f"no .h5 file in {options.scans}.", DataError)
-    done = expectation(
+    if options.method == "prior":
+        done = _by_prior(options, files)
+    else:
+        options.out.mkdir(parents=True, exist_ok=True)
+        done = [options.out / path.name for path in files]
+        for path, target in zip(progress(files, "E-step"), done, strict=True):
+            reconstruct_volume(METHODS[options.method], path, target, made_by=f"E-step, {options.method}")
+    digest = hashlib.sha256("".join(p.name for p in done).encode()).hexdigest()[:8]
+    log.info("%d volumes in %s (%s)", len(done), options.out, digest)
+
+
+def _by_prior(options: argparse.Namespace, files: Sequence[Path]) -> list[Path]:
+    require(options.prior is not None, "--prior is missing: the folder of the prior to reconstruct under.", DataError)
+    prior = load_prior(options.prior, device=options.device)
+    name = options.sampler or ("split_gibbs" if prior.kind == "clean" else "one_step")
+    start = None if options.start_sd is None else options.start_sd * prior.model.sd
+    sampler = make_sampler(name) if name == "one_step" else make_sampler(name, steps=options.steps, sigma_max=start)
+    return expectation(
         prior,
         files,
         options.out,
@@ -130,8 +224,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=options.seed,
         progress=lambda paths: progress(paths, "E-step"),
     )
-    digest = hashlib.sha256("".join(p.name for p in done).encode()).hexdigest()[:8]
-    log.info("%d volumes in %s (%s)", len(done), options.out, digest)
 
 
 if __name__ == "__main__":

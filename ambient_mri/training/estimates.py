@@ -66,4 +66,6 @@ def evenly_spaced(length: int, count: int) -> list[int]:
 
 
 def _inclusion(law: SamplingLaw, m: Measurement) -> Tensor:
-    return law.inclusion_probability(m.image_shape)
+    inclusion = law.inclusion_probability(m.image_shape)
+    # A fully sampled scan among undersampled ones shows all of its energy.
+    return torch.ones_like(inclusion) if bool(m.mask.all()) else inclusion

@@ -14,7 +14,7 @@ from ambient_mri._checks import PriorError, require
 from ambient_mri.prior import Prior, build_model, load_prior
 from ambient_mri.training.module import load_matching
 
-__all__ = ["export_checkpoint", "export_prior", "newest_checkpoint", "warm_start"]
+__all__ = ["export_checkpoint", "export_prior", "find_prior", "newest_checkpoint", "warm_start"]
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,14 @@ def export_checkpoint(
     return export_prior(model, architecture, metadata, folder, folder.parent.name)
 
 
+def find_prior(source: str | Path) -> str | Path:
+    """What :func:`~ambient_mri.prior.load_prior` is to be given for a prior folder, a run folder, or a shipped name."""
+    path = Path(source).expanduser()
+    if (path / "prior" / "prior.json").is_file():
+        return path / "prior"
+    return path if (path / "prior.json").is_file() else str(source)
+
+
 def warm_start(model: nn.Module, source: str | Path) -> str:
     """Take over what fits, by name and shape, from a prior folder, a shipped prior, a run folder, or a checkpoint.
 
@@ -62,13 +70,7 @@ def warm_start(model: nn.Module, source: str | Path) -> str:
         PriorError: If there is no such prior or nothing fits.
     """
     path = Path(source).expanduser()
-    if (path / "prior" / "prior.json").is_file():
-        path = path / "prior"
-    if path.suffix == ".ckpt":
-        weights = _model_weights(path)
-    else:
-        known = (path / "prior.json").is_file()
-        weights = load_prior(path if known else str(source)).model.state_dict()
+    weights = _model_weights(path) if path.suffix == ".ckpt" else load_prior(find_prior(source)).model.state_dict()
     taken, fresh = load_matching(model, weights)
     require(
         bool(taken), f"nothing in {source} fits the network: choose the same network, or leave out init.", PriorError

@@ -19,6 +19,7 @@ from ambient_mri.data.augment import Augmentation
 from ambient_mri.data.datasets import ImageBatch
 from ambient_mri.measurement import Measurement
 from ambient_mri.objectives import Loss, Objective
+from ambient_mri.prior import KINDS
 from ambient_mri.tensors import RowGenerators, RowStreams, keyed_generator
 
 __all__ = ["NonFiniteLossError", "TrainingModule", "learning_rate_factor"]
@@ -35,7 +36,7 @@ class TrainingModule(pl.LightningModule):
     """Train a model with an objective.
 
     Args:
-        model: A ConditionalDenoiser (objective of kind "ambient") or a Denoiser (kind "clean").
+        model: A Denoiser (objective of kind "clean") or a ConditionalDenoiser (any other kind).
         objective: Callable (model, batch, generators) -> Loss.
         max_steps: Optimiser steps of the whole run; the learning rate ends at zero there.
         seed: Training seed.
@@ -62,7 +63,7 @@ class TrainingModule(pl.LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        check_option("objective.kind", objective.kind, ("ambient", "clean"))
+        check_option("objective.kind", objective.kind, KINDS)
         self.model, self.objective, self.augmentation = model, objective, augmentation
         self.max_steps, self.seed = max_steps, seed
         self.lr, self.betas, self.weight_decay = lr, (float(betas[0]), float(betas[1])), weight_decay

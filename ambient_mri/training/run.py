@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from ambient_mri._checks import require
+from ambient_mri.corruption import ImageCorruption
 from ambient_mri.data.datasets import ImageDataset
 from ambient_mri.denoiser import Denoiser
 from ambient_mri.measurement import Measurement
@@ -27,25 +29,27 @@ from ambient_mri.training.error_curve import error_curve
 from ambient_mri.training.export import export_prior, newest_checkpoint, warm_start
 from ambient_mri.training.loggers import MetricsFile
 from ambient_mri.training.module import TrainingModule
+from ambient_mri.training.natural import ImageSplit
 from ambient_mri.training.provenance import provenance, write_json
 from ambient_mri.training.setup import Setup, architecture, build, set_up
 
-__all__ = ["train"]
+__all__ = ["EXPECTED_WARNINGS", "IDENTITY", "check_same_run", "train"]
 
 log = logging.getLogger(__name__)
 
 # What makes a run the run it is: a folder that holds another one is never written to.
-_IDENTITY = ("data", "corruption", "network", "model", "objective", "training", "augmentation", "seed")
-# Where files lie, on the machine that trains; no part of a run's identity, and never written into a prior.
-_PLACES = ("root", "cache")
+IDENTITY = ("data", "corruption", "network", "model", "objective", "training", "augmentation", "seed")
+# Where files lie, and how they are read, on the machine that trains: no part of a run's identity, never in a prior.
+_PLACES = ("root", "cache", "split", "workers")
 # A class that moved to another module still gives the same scans; scans.json holds them.
 _NOT_IDENTITY = ("data._target_",)
 # Lightning's advice that does not apply here, and why.
-_EXPECTED_WARNINGS = (
+EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # volumes are in memory
     "Checkpoint directory .* exists and is not empty.*",  # that is what resuming means
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",  # between Lightning and torch
     "The number of training batches .* is smaller than the logging interval.*",  # a short run
+    "Total length of `list` across ranks is zero.*",  # no held-out scans
     "GPU available but not used.*",  # trainer=cpu was asked for
 )
 
@@ -75,7 +79,7 @@ def train(cfg: DictConfig) -> Path:
     export = _Exporter(plan, _metadata(cfg, setup, card), run_dir / "prior", cfg.loader.batch_size, held_out)
     trainer = _trainer(cfg, run_dir, setup, export)
     with warnings.catch_warnings():
-        for message in _EXPECTED_WARNINGS:
+        for message in EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
         try:
             trainer.fit(module, setup.data, ckpt_path=checkpoint, weights_only=True)
@@ -97,20 +101,29 @@ def _open_run(cfg: DictConfig, run_dir: Path) -> Path | None:
     if found is not None:
         known = f"{run_dir} holds a run already: choose another run_dir, or resume=true to go on with it."
         require(bool(cfg.resume), known)
-        changed = _differences(OmegaConf.load(stored), cfg) if stored.is_file() else []
-        another = f"{run_dir} holds another run: it differs in {', '.join(changed[:4])}. Choose another run_dir."
-        require(not changed, another)
+        check_same_run(run_dir, cfg)
         log.info("going on from %s", found)
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, stored, resolve=True)
     return found
 
 
-def _differences(old: Any, new: DictConfig) -> list[str]:
-    """Keys of the run's identity that both configurations have, with different values."""
-    before, now = (_flatten(OmegaConf.to_container(c, resolve=True)) for c in (old, new))
-    shared = [k for k in before if k in now and k.split(".")[0] in _IDENTITY and k not in _NOT_IDENTITY]
-    return sorted(k for k in shared if before[k] != now[k] and k.split(".")[-1] not in _PLACES)
+def check_same_run(run_dir: Path, cfg: DictConfig, identity: Collection[str] = IDENTITY) -> None:
+    """Raise if the folder was begun with another configuration: keys of ``identity`` that both have, other values.
+
+    Raises:
+        AmbientMRIError: Naming the keys.
+    """
+    stored = run_dir / "config.yaml"
+    if not stored.is_file():
+        return
+    before, now = (_flatten(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(stored), cfg))
+    shared = [k for k in before if k in now and k.split(".")[0] in identity and k not in _NOT_IDENTITY]
+    changed = sorted(k for k in shared if before[k] != now[k] and k.split(".")[-1] not in _PLACES)
+    require(
+        not changed,
+        f"{run_dir} holds another run: it differs in {', '.join(changed[:4])}. Choose another run_dir.",
+    )
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -153,12 +166,14 @@ def _metadata(cfg: DictConfig, setup: Setup, card: dict[str, Any]) -> dict[str, 
     for name in ("run_dir", "init", "resume", "hydra"):
         settings.pop(name, None)
     return {
-        "sampling_law": setup.corruption.law.describe(),
+        "sampling_law": setup.corruption.describe(),
         "image_shape": _image_shape(setup),
         "error_curve_of": "held-out images of the kind that it was trained on"
         if setup.objective.kind == "clean"
         else None,
-        "scale_rule": "ambient_mri.data.normalize.measured_scale: one per volume, from the measured central core",
+        "scale_rule": "images in [-1, 1]"
+        if isinstance(setup.corruption, ImageCorruption)
+        else "ambient_mri.data.normalize.measured_scale: one per volume, from the measured central core",
         "noise_std": manifest.get("noise_std"),
         "data": manifest,
         "licence": manifest.get("licence", ""),
@@ -170,6 +185,8 @@ def _metadata(cfg: DictConfig, setup: Setup, card: dict[str, Any]) -> dict[str, 
 
 def _image_shape(setup: Setup) -> list[int]:
     """Rows and columns of the first training item."""
+    if isinstance(setup.scans, ImageSplit):
+        return list(setup.scans.images.shape[1:])
     first: Any = setup.data.train[0]
     return [int(n) for n in (first.y if isinstance(first, Measurement) else first.images).shape[-2:]]
 
@@ -185,7 +202,8 @@ class _Exporter:
     def __call__(self, module: TrainingModule, step: int) -> None:
         """Write the weights that the module holds now, and for a clean prior its error curve on held-out images."""
         model: Any = module.model
-        progress = {"steps": step, "images_seen": step * self.batch_size}
+        processes = module.trainer.world_size
+        progress = {"steps": step, "images_seen": step * self.batch_size, "processes": processes}
         name = self.folder.parent.resolve().name
         before = (model.error_sigmas, model.error_values) if isinstance(model, Denoiser) else ()
         if before and self.held_out is not None:
@@ -197,7 +215,7 @@ class _Exporter:
 
 def _trainer(cfg: DictConfig, run_dir: Path, setup: Setup, export: _Exporter) -> pl.Trainer:
     bar = cb.progress_bar()
-    references = setup.scans.val_references() if setup.objective.kind == "ambient" else ()
+    references = setup.scans.val_references() if setup.objective.kind != "clean" else ()
     known = ImageDataset(references).by_key() if references else {}
     # What looks at the model after a validation stands before EMA, which then puts the raw weights back.
     callbacks: list[pl.Callback] = [bar, cb.Throughput()]

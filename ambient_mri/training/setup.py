@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ambient_mri._checks import AmbientMRIError, require
-from ambient_mri.corruption import Undersampling, check_learnable
+from ambient_mri.corruption import ImageCorruption, Undersampling, check_learnable
 from ambient_mri.data.datasets import ImageDataset, ScanDataset
 from ambient_mri.masks import ObservedMasks, SamplingLaw
 from ambient_mri.objectives import Objective
+from ambient_mri.tensors import keyed_generator
 from ambient_mri.training.datamodule import TrainingData
 from ambient_mri.training.estimates import evenly_spaced, sd_of_images, sd_of_scans
+from ambient_mri.training.natural import CorruptedImages, ImageFolder, ImageSplit, sd_of_measurements
 from ambient_mri.training.provenance import write_json
 from ambient_mri.training.sources import ScanSet
 
-__all__ = ["Setup", "architecture", "build", "check_law", "set_up"]
+__all__ = ["Setup", "architecture", "build", "check_law", "record_scans", "scan_set", "set_up"]
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +41,13 @@ class Setup:
     Attributes:
         corruption: Gives A and draws B.
         objective: The loss.
-        scans: The files, and where they come from.
+        scans: The files (or images), and where they come from.
         data: The loaders.
     """
 
-    corruption: Undersampling
+    corruption: Undersampling | ImageCorruption
     objective: Objective
-    scans: ScanSet
+    scans: ScanSet | ImageSplit
     data: TrainingData
 
 
@@ -72,22 +75,15 @@ def set_up(cfg: DictConfig, run_dir: Path) -> Setup:
     Raises:
         AmbientMRIError: For data that are missing or damaged, or a law that is not theirs or cannot be learned from.
     """
-    observed = cfg.corruption.law == "observed"
-    law: SamplingLaw | None = None if observed else build(cfg.corruption.law)
-    scans = _recorded_scans(run_dir)
-    if scans is None:
-        source = {k: v for k, v in cfg.data.items() if k != "references"}
-        scans = build(source).prepare(law)
-        if cfg.data.get("references"):
-            scans = scans.with_references(Path(cfg.data.references).expanduser().resolve())
-        write_json(run_dir / "scans.json", _plain(scans))
+    if issubclass(get_class(cfg.data._target_), ImageFolder):
+        return _set_up_images(cfg, run_dir)
+    scans = scan_set(cfg, run_dir)
     kind: str = getattr(get_class(cfg.objective._target_), "kind", "")
     clean = kind == "clean"
     # Masks alone are looked at where images are trained on.
     in_memory = cfg.loader.in_memory and not clean
     measured = ScanDataset(scans.train, in_memory=in_memory, memory_gb=cfg.loader.memory_gb)
-    if law is None:
-        law = ObservedMasks([measured[i].mask for i in evenly_spaced(len(measured), 512)])
+    law = _law(cfg) or ObservedMasks([measured[i].mask for i in evenly_spaced(len(measured), 512)])
     corruption = build(cfg.corruption, law=law)
     check_law(corruption, scans, measured)
     extra = {"corruption": corruption} if "corruption" in cfg.objective else {}
@@ -101,6 +97,52 @@ def set_up(cfg: DictConfig, run_dir: Path) -> Setup:
     loader = {k: v for k, v in cfg.loader.items() if k not in ("in_memory", "memory_gb")}
     data = TrainingData(train, val, max_steps=cfg.trainer.max_steps, seed=cfg.seed, **loader)
     return Setup(corruption, objective, scans, data)
+
+
+def _set_up_images(cfg: DictConfig, run_dir: Path) -> Setup:
+    """The same for images, which are corrupted as they are read; a run that goes on must find the same images."""
+    corruption = build(cfg.corruption)
+    require(
+        isinstance(corruption, ImageCorruption),
+        f"data={cfg.data.name} are images: choose a corruption of images, such as corruption=pixels; "
+        f"{type(corruption).__name__} is one of k-space.",
+    )
+    require(
+        cfg.augmentation is None,
+        f"the augmentation of k-space does not commute with corruptions of images: data={cfg.data.name} needs "
+        "augmentation=null (or +images=base, which says so among other things).",
+    )
+    split: ImageSplit = build(cfg.data).load()
+    stored = run_dir / "images.json"
+    known = json.loads(stored.read_text())["hash"] if stored.is_file() else split.manifest["hash"]
+    require(known == split.manifest["hash"], f"{run_dir} was begun with other images. Choose another run_dir.")
+    result = corruption.learnability(split.images.shape[1:])
+    log.info("learnable: %s", "; ".join([f"smallest eigenvalue {result.smallest_eigenvalue:.2g}", *result.notes]))
+    extra = {"corruption": corruption} if "corruption" in cfg.objective else {}
+    objective: Objective = build(cfg.objective, **extra)
+    pick = split.clean if objective.kind == "clean" else partial(split.corrupted, corruption)
+    loader = {k: v for k, v in cfg.loader.items() if k not in ("in_memory", "memory_gb")}
+    train: Any = pick("train")
+    data = TrainingData(train, pick("val"), max_steps=cfg.trainer.max_steps, seed=cfg.seed, **loader)
+    write_json(stored, split.manifest)
+    return Setup(corruption, objective, split, data)
+
+
+def scan_set(cfg: DictConfig, run_dir: Path) -> ScanSet:
+    """The scans of a run: those in its ``scans.json``, else those that the configuration names, recorded there."""
+    scans = _recorded_scans(run_dir)
+    if scans is None:
+        source = {k: v for k, v in cfg.data.items() if k != "references"}
+        scans = build(source).prepare(_law(cfg))
+        if cfg.data.get("references"):
+            scans = scans.with_references(Path(cfg.data.references).expanduser().resolve())
+        record_scans(scans, run_dir)
+    return scans
+
+
+def record_scans(scans: ScanSet, run_dir: Path) -> None:
+    """Write ``scans.json``: what a run in ``run_dir`` reads from now on."""
+    write_json(run_dir / "scans.json", _plain(scans))
 
 
 def check_law(corruption: Undersampling, scans: ScanSet, measured: ScanDataset) -> None:
@@ -150,17 +192,36 @@ def architecture(cfg: DictConfig, setup: Setup, stored: Path, *, resuming: bool)
     if resuming and stored.is_file():
         return dict(json.loads(stored.read_text()))
     model: Any = OmegaConf.to_container(cfg.model, resolve=True)
-    data, noise = setup.data.train, setup.objective.noise  # type: ignore[attr-defined]
+    noise = setup.objective.noise  # type: ignore[attr-defined]
     if model["sd"] is None:
-        law = setup.corruption.law
-        model["sd"] = sd_of_images(data) if isinstance(data, ImageDataset) else sd_of_scans(data, law)
+        model["sd"] = _measured_sd(setup)
     model["sigma_min"] = model["sigma_min"] or noise.sigma_min * model["sd"]
     model["sigma_max"] = model["sigma_max"] or noise.sigma_max * model["sd"]
     if setup.objective.kind == "clean":
         model = {k: v for k, v in model.items() if k not in _AMBIENT_ONLY}
+    if isinstance(setup.scans, ImageSplit) and isinstance(setup.corruption, ImageCorruption):
+        model["image_channels"] = setup.scans.images.shape[0]
+        if setup.corruption.aligned:
+            mask, _ = setup.corruption.draw(setup.scans.images.shape, keyed_generator("mask channels"))
+            model["mask_channels"] = mask.shape[1]
     found = {"kind": setup.objective.kind, "network": OmegaConf.to_container(cfg.network, resolve=True), **model}
+    found |= getattr(setup.objective, "architecture", {})
     write_json(stored, found)
     return found
+
+
+def _measured_sd(setup: Setup) -> float:
+    data = setup.data.train
+    if isinstance(data, ImageDataset):
+        return sd_of_images(data)
+    if isinstance(data, CorruptedImages):
+        return sd_of_measurements(data)
+    return sd_of_scans(data, setup.corruption.law)  # type: ignore[union-attr]
+
+
+def _law(cfg: DictConfig) -> SamplingLaw | None:
+    """The configured law; None where it is to be estimated from the scans' masks."""
+    return None if cfg.corruption.law == "observed" else build(cfg.corruption.law)
 
 
 def _plain(scans: ScanSet) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ambient_mri._checks import DataError, require
 from ambient_mri.data.datasets import write_images
@@ -24,7 +25,8 @@ from ambient_mri.data.images import ImageSet, load_image_set
 from ambient_mri.data.phantom import BrainPhantom
 from ambient_mri.data.schema import write_prepared
 from ambient_mri.data.simulate import Simulation, simulate_scan
-from ambient_mri.masks import SamplingLaw
+from ambient_mri.masks import RandomLines, SamplingLaw
+from ambient_mri.tensors import keyed_generator
 from ambient_mri.training.provenance import short_hash, write_json
 from ambient_mri.training.sources import ScanSet, cache_folder, progress
 
@@ -42,6 +44,7 @@ class SimulatedSet(ABC):
         seed: Data seed: with a volume's name it decides everything that belongs to a scan.
         licence: What the images may be used for; recorded in the prior.
         scanner: Arguments of :class:`~ambient_mri.data.simulate.Simulation`.
+        fully_sampled_fraction: Share of the volumes that keep all of k-space, chosen by their names.
         mask_per: "volume", as scanners do, or "slice": see :func:`~ambient_mri.data.simulate.simulate_scan`.
     """
 
@@ -54,7 +57,11 @@ class SimulatedSet(ABC):
         licence: str = "",
         scanner: dict[str, Any] | None = None,
         mask_per: str = "volume",
+        fully_sampled_fraction: float = 0.0,
     ) -> None:
+        share = fully_sampled_fraction
+        require(0 <= share <= 1, f"data.fully_sampled_fraction must lie in [0, 1]; got {share}.", DataError)
+        self.fully_sampled_fraction = share
         self.name, self.cache, self.seed, self.licence, self.mask_per = name, cache, seed, licence, mask_per
         ranges: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in (scanner or {}).items()}
         self.scanner = Simulation(**ranges)
@@ -79,11 +86,20 @@ class SimulatedSet(ABC):
         """
         if law is None:
             raise DataError(f"data={self.name} is simulated and needs a law: choose another corruption.")
+        # A fixed number of lines is read off each mask; the weights of other laws suppose one density for all.
+        require(
+            self.fully_sampled_fraction == 0 or isinstance(law, RandomLines),
+            "data.fully_sampled_fraction needs corruption=random_lines: the weights of other laws do not know that a "
+            "scan is fully sampled.",
+            DataError,
+        )
         settings = {
             **{"set": self.name, "seed": self.seed, "law": law.describe(), "scanner": asdict(self.scanner)},
             **self.settings(),
         }
         settings |= {} if self.mask_per == "volume" else {"mask_per": self.mask_per}
+        if self.fully_sampled_fraction:
+            settings |= {"fully_sampled_fraction": self.fully_sampled_fraction}
         # Through JSON, so that a tuple and the list that a file gives back have one name.
         settings = json.loads(json.dumps(settings))
         target = cache_folder(self.cache) / f"{self.name}-{short_hash(settings)}"
@@ -111,6 +127,11 @@ class SimulatedSet(ABC):
             manifest,
         )
 
+    def is_fully_sampled(self, volume: str) -> bool:
+        """Whether a volume keeps all of k-space: a function of (data seed, name)."""
+        draw = torch.rand((), generator=keyed_generator(self.seed, volume, "fully sampled"))
+        return bool(draw < self.fully_sampled_fraction)
+
     def _simulate_missing(self, volumes: Sequence[str], target: Path, law: SamplingLaw) -> None:
         missing = [v for v in volumes if not (target / "scans" / f"{v}.h5").is_file()]
         if not missing:
@@ -125,7 +146,7 @@ class SimulatedSet(ABC):
                 continue
             found = simulate_scan(
                 self.images(volume),
-                law=law,
+                law=RandomLines(1, 0) if self.is_fully_sampled(volume) else law,
                 seed=self.seed,
                 scan_id=volume,
                 settings=self.scanner,
@@ -189,7 +210,9 @@ class ImageFiles(SimulatedSet):
         root: Folder that holds the files, directly or in ``images/``.
         files: File names.
         limit: At most this many training volumes.
+        exclude: Names of volumes to leave out, ``<file stem>_<subject>``.
         page: Where to get the files, for the message when ``root`` is missing.
+        reduce: Average blocks of this many pixels a side, before anything is simulated.
         options: Of :class:`SimulatedSet`.
     """
 
@@ -200,11 +223,16 @@ class ImageFiles(SimulatedSet):
         *,
         files: Sequence[str] = (),
         limit: int | None = None,
+        exclude: Sequence[str] = (),
         page: str = "",
+        reduce: int = 1,
         **options: Any,
     ) -> None:
         super().__init__(name, **options)
         self.root, self.files, self.limit, self.page = root, list(files), limit, page
+        require(reduce >= 1, f"data.reduce must be at least 1; got {reduce}.", DataError)
+        self.reduce = reduce
+        self.exclude = list(exclude)
         self._sets: dict[str, ImageSet] = {}
 
     def volumes(self) -> tuple[list[str], list[str]]:
@@ -215,18 +243,22 @@ class ImageFiles(SimulatedSet):
             for part, found in parts.items():
                 subjects = set(images.subject[images.split == part].tolist())
                 found += sorted(f"{path.stem}_{str(s).zfill(4)}" for s in subjects)
-        return parts["train"][: self.limit], parts["val"]
+        unknown = set(self.exclude) - {*parts["train"], *parts["val"]}
+        require(not unknown, f"data={self.name} has no volume {', '.join(sorted(unknown))} to exclude.", DataError)
+        train, val = ([v for v in part if v not in self.exclude] for part in parts.values())
+        return train[: self.limit], val
 
     def images(self, volume: str) -> np.ndarray:
         """The slices of one subject."""
         stem = next(s for s in self._sets if volume.startswith(f"{s}_"))
         subject = volume.removeprefix(f"{stem}_")
         names = {str(s).zfill(4): str(s) for s in self._sets[stem].subjects()}
-        return self._sets[stem].volume(names[subject])
+        return _block_mean(self._sets[stem].volume(names[subject]), self.reduce)
 
     def settings(self) -> dict[str, Any]:
         """The files, by name."""
-        return {"files": [p.name for p in self._paths()]}
+        files: dict[str, Any] = {"files": [p.name for p in self._paths()]}
+        return files if self.reduce == 1 else files | {"reduce": self.reduce}
 
     def _paths(self) -> list[Path]:
         command = f"python -m ambient_mri.train data={self.name} data.root=/path/to/images"
@@ -240,3 +272,13 @@ class ImageFiles(SimulatedSet):
         missing = [f for f, p in zip(self.files, found, strict=True) if p is None]
         require(not missing, f"{', '.join(missing)} not found in {root} or {root / 'images'}: {hint}", DataError)
         return [p for p in found if p is not None]
+
+
+def _block_mean(images: np.ndarray, factor: int) -> np.ndarray:
+    """Averages over blocks of ``factor`` x ``factor`` pixels: (n, H, W) -> (n, H / factor, W / factor)."""
+    if factor == 1:
+        return images
+    count, height, width = images.shape
+    fits = height % factor == 0 and width % factor == 0
+    require(fits, f"images of {height} x {width} do not split into blocks of {factor}; see data.reduce.", DataError)
+    return images.reshape(count, height // factor, factor, width // factor, factor).mean(axis=(2, 4))

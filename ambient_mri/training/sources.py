@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ambient_mri._checks import DataError, require
 from ambient_mri.data.datasets import read_images
+from ambient_mri.data.fastmri_layout import apply_split, list_volumes, read_split, with_acquisition
 from ambient_mri.data.schema import read_prepared
 from ambient_mri.masks import SamplingLaw
 from ambient_mri.prepare import Preparation, is_prepared, prepare_files
@@ -64,20 +65,22 @@ class ScanSet:
         return self._images(self.val)
 
     def with_references(self, folder: Path) -> ScanSet:
-        """The same scans with the image files in ``folder`` as references: reconstructions, for the M-step of EM.
+        """The scans with an image file in ``folder``, and these as references: reconstructions, for the M-step of EM.
 
         Raises:
             DataError: If there is no image file of a training scan in ``folder``.
         """
-        known = [folder / scan.name for scan in self.train if (folder / scan.name).is_file()]
+        kept = tuple(scan for scan in self.train if (folder / scan.name).is_file())
         require(
-            bool(known),
+            bool(kept),
             f"data.references={folder} holds no image file of the {len(self.train)} training scans, such as "
             f"{self.train[0].name}. Run the E-step on the same scans first.",
             DataError,
         )
-        described = {**self.manifest, "references": read_images(known[0]).attrs or "given"}
-        return replace(self, references=folder, manifest=described)
+        if len(kept) < len(self.train):
+            log.warning("%s holds images of %d of the %d training scans: those.", folder, len(kept), len(self.train))
+        described = {**self.manifest, "references": read_images(folder / kept[0].name).attrs or "given"}
+        return replace(self, train=kept, references=folder, manifest={**described, "volumes": len(kept)})
 
     def _images(self, scans: Sequence[Path]) -> tuple[Path, ...]:
         if self.references is None:
@@ -101,6 +104,9 @@ class ScanFolder:
         variable: Environment variable that ``root`` is taken from, for the same message.
         licence: What the data may be used for; recorded in the prior.
         settings: Further arguments of :class:`~ambient_mri.prepare.Preparation`.
+        acquisitions: Which to take, by official or short name, such as ``PD`` or ``AXT2``; all when None.
+        split: A split list (JSON, ``{"train": [...], "val": [...]}``, volumes by name) in place of the folders' own.
+        workers: Processes that prepare raw files; 0 for one a core.
     """
 
     def __init__(
@@ -118,8 +124,12 @@ class ScanFolder:
         variable: str = "",
         licence: str = "",
         settings: dict[str, Any] | None = None,
+        acquisitions: Sequence[str] | None = None,
+        split: str | None = None,
+        workers: int = 1,
     ) -> None:
         self.name, self.root, self.cache, self.seed, self.pattern = name, root, cache, seed, pattern
+        self.acquisitions, self.split, self.workers = tuple(acquisitions or ()), split, workers
         self.train_folder, self.val_folder, self.limit, self.licence = train, val, limit, licence
         self.page, self.variable = page, variable
         self.preparation = Preparation(seed=seed, **(settings or {}))
@@ -131,7 +141,9 @@ class ScanFolder:
             DataError: If there is no such folder, no file in it, or none can be used.
         """
         train, val = self._split()
-        settings = {"set": self.name, "law": None if law is None else law.describe(), **vars(self.preparation)}
+        described = None if law is None else law.describe()
+        # Volumes of one name lie in several folders of a data set.
+        settings = {"set": self.name, "from": self.train_folder, "law": described, **self.preparation.describe()}
         target = cache_folder(self.cache) / f"{self.name}-{short_hash(settings)}"
         prepared = {part: self._prepared(files, target / part, law) for part, files in (("train", train), ("val", val))}
         first = read_prepared(prepared["train"][0], slices=0)
@@ -155,11 +167,17 @@ class ScanFolder:
         require(self.root is not None, f"data={self.name} needs a folder.{where} run `{command}`{variable}.", DataError)
         root = Path(str(self.root)).expanduser()
         require(root.is_dir(), f"data.root={root} is not a folder.{where} run `{command}`{variable}.", DataError)
-        folder = root / self.train_folder
-        train = sorted((folder if folder.is_dir() else root).glob(self.pattern))
-        require(bool(train), f"no {self.pattern} file in {folder if folder.is_dir() else root}.", DataError)
-        held_out = root / self.val_folder
-        val = sorted(held_out.glob(self.pattern)) if held_out.is_dir() else train[9::10]
+        # `ambient-mri prepare` makes train/ and val/ of any data set.
+        folder = next((f for f in (root / self.train_folder, root / "train") if f.is_dir()), root)
+        train = with_acquisition(list_volumes(folder, self.pattern), self.acquisitions)
+        require(bool(train), f"no {self.pattern} file in {folder}.", DataError)
+        held_out = next((f for f in (root / self.val_folder, root / "val") if f.is_dir()), None)
+        own = [] if held_out is None else with_acquisition(list_volumes(held_out, self.pattern), self.acquisitions)
+        if self.split is not None:
+            parts = apply_split([*train, *own], read_split(Path(self.split).expanduser()))
+            require(bool(parts.get("train")), f"{self.split} lists no volume to train on.", DataError)
+            return parts["train"][: self.limit], parts.get("val", [])
+        val = train[9::10] if held_out is None else own
         return [f for f in train if f not in val][: self.limit], val
 
     def _prepared(self, files: Sequence[Path], folder: Path, law: SamplingLaw | None) -> tuple[Path, ...]:
@@ -171,6 +189,7 @@ class ScanFolder:
             law=law,
             settings=self.preparation,
             progress=lambda paths: progress(paths, f"preparing {self.name}"),
+            workers=self.workers,
         )
         if summary.failed:
             log.warning(

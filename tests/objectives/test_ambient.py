@@ -8,162 +8,27 @@ for every mask separately, and L-BFGS finds the empirical one.
 
 from __future__ import annotations
 
-import math
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ambient_mri import tensors
-from ambient_mri.corruption import Corruption, PixelMasking, Undersampling, check_learnable
+from ambient_mri.corruption import Undersampling, check_learnable
 from ambient_mri.masks import EquispacedLines, IndependentLines, RandomLines
 from ambient_mri.measurement import Measurement
-from ambient_mri.noise import TrainingNoise
 from ambient_mri.objectives import AmbientObjective
-from ambient_mri.operators.base import LinearOperator
 from ambient_mri.prior import build_model
 from ambient_mri.tensors import complex_randn, keyed_generator, per_row
-
-WIDTH, SIGMA, ROWS = 4, 0.3, 6000
-
-
-class LinearTable(nn.Module):
-    """x_hat = Theta[kept] z, with one complex matrix for each of the 2^W further masks."""
-
-    sd = 1.0
-
-    def __init__(self, coils: int) -> None:
-        super().__init__()
-        self.theta = nn.Parameter(torch.zeros(2**WIDTH, WIDTH, coils * WIDTH, 2))
-
-    def forward(self, z: Tensor, sigma: Tensor, operator: LinearOperator, kept: Tensor) -> Tensor:
-        code = (kept[:, 0, 0].long() * 2 ** torch.arange(WIDTH)).sum(1)
-        matrix = torch.view_as_complex(self.theta)[code]
-        return (matrix @ z.flatten(1)[:, :, None])[:, :, 0].reshape(-1, 1, 1, WIDTH)
-
-    def loss_weight(self, sigma: Tensor, rate: Tensor) -> Tensor:
-        return torch.ones_like(sigma)
-
-
-def covariance() -> Tensor:
-    index = torch.arange(WIDTH, dtype=torch.float64)
-    decay = 0.75 ** (index[:, None] - index[None]).abs()
-    return (decay * torch.exp(0.4j * (index[:, None] - index[None]))).to(torch.complex64)
-
-
-def world(corruption: Corruption, coils: int, noise_std: float) -> tuple[Measurement, Tensor]:
-    generator = keyed_generator("gaussian world", coils)
-    root = torch.linalg.cholesky(covariance())
-    x0 = complex_randn((ROWS, WIDTH), generator=generator) @ root.T
-    maps = complex_randn((1, coils, 1, WIDTH), generator=generator)
-    maps = (maps / maps.abs().square().sum(1, keepdim=True).sqrt()).expand(ROWS, -1, -1, -1)
-    mask = torch.cat([corruption.law.draw((1, WIDTH), generator) for _ in range(ROWS)])
-    pixels = isinstance(corruption, PixelMasking)
-    m = Measurement(
-        y=torch.zeros(ROWS, coils, 1, WIDTH, dtype=torch.complex64),
-        mask=mask,
-        coil_maps=None if pixels else maps,
-        noise_std=torch.full((ROWS,), noise_std),
-        scale=torch.ones(ROWS),
-        key=tuple(str(i) for i in range(ROWS)),
-        axes=() if pixels else (-1,),
-    )
-    clean = corruption.forward_operator(m).forward(x0.reshape(ROWS, 1, 1, WIDTH))
-    noise = complex_randn(clean.shape, generator=generator) * noise_std * mask
-    return Measurement(**{**vars(m), "y": clean + noise}), x0
-
-
-class MemoisedDraws:
-    """The random draws of a loss, made once and replayed: the loss becomes a fixed quadratic function."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.values: list[Tensor] = []
-        self.position = 0
-        for module in ("corruption", "noise", "objectives.ambient"):
-            for name in ("rand_rows", "randn_like_rows"):
-                path = f"ambient_mri.{module}.{name}"
-                if hasattr(sys.modules[f"ambient_mri.{module}"], name):
-                    monkeypatch.setattr(path, self._replay(getattr(tensors, name)))
-
-    def _replay(self, draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def replayed(*args: object, **kwargs: object) -> Tensor:
-            if self.position == len(self.values):
-                self.values.append(draw(*args, **kwargs))
-            self.position += 1
-            return self.values[self.position - 1]
-
-        return replayed
-
-
-@pytest.fixture
-def draws(monkeypatch: pytest.MonkeyPatch) -> MemoisedDraws:
-    return MemoisedDraws(monkeypatch)
-
-
-def fit(objective: AmbientObjective, m: Measurement, coils: int, draws: MemoisedDraws, repeats: int = 2) -> LinearTable:
-    """The empirical minimiser, over ``repeats`` independent sets of further masks and diffusion noise."""
-    model = LinearTable(coils)
-    optimiser = torch.optim.LBFGS(model.parameters(), max_iter=80, history_size=20, line_search_fn="strong_wolfe")
-    generators = [[keyed_generator("draw", repeat, i) for i in range(len(m))] for repeat in range(repeats)]
-    draws.values.clear()
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        draws.position = 0
-        loss = sum((objective(model, m, g).value for g in generators), torch.zeros(()))
-        loss.backward()
-        return loss
-
-    optimiser.step(closure)
-    draws.position, draws.values = 0, []
-    return model
-
-
-def excess_error(model: LinearTable, corruption: Corruption, m: Measurement, sigma: float = SIGMA) -> float:
-    """Mean over further masks of E||(Theta - Theta*) z||^2 / E||x0||^2, in closed form, as a root."""
-    c = covariance().to(torch.complex128)
-    theta = torch.view_as_complex(model.theta.detach()).to(torch.complex128)
-    generators = [keyed_generator("evaluate", i) for i in range(400)]
-    further = corruption.further(m[:400], generators)
-    errors = []
-    for row in range(400):
-        kept = further.kept[row, 0, 0]
-        if not bool(kept.any()):
-            continue
-        single = m[row]
-        eye = torch.eye(WIDTH, dtype=torch.complex64).reshape(WIDTH, 1, 1, WIDTH)
-        expand = Measurement(
-            **{
-                **vars(single),
-                "y": single.y.expand(WIDTH, -1, -1, -1),
-                "mask": further.kept[row : row + 1].expand(WIDTH, -1, -1, -1),
-                "coil_maps": None if single.coil_maps is None else single.coil_maps.expand(WIDTH, -1, -1, -1),
-            }
-        )
-        a = corruption.forward_operator(expand).forward(eye).flatten(1).T.to(torch.complex128)
-        live = a.abs().sum(1) > 0
-        a = a[live]
-        gram = a @ c @ a.mH + sigma**2 * torch.eye(len(a))
-        best = c @ a.mH @ torch.linalg.inv(gram)
-        code = int((kept.long() * 2 ** torch.arange(WIDTH)).sum())
-        gap = theta[code][:, live] - best
-        errors.append(float((gap @ gram @ gap.mH).diagonal().real.sum() / c.diagonal().real.sum()))
-    return math.sqrt(sum(errors) / len(errors))
-
-
-def objective_of(corruption: Corruption, sigma: float = SIGMA, **settings: object) -> AmbientObjective:
-    noise = TrainingNoise(shift=math.log(sigma), spread=1e-4, sigma_min=1e-3, sigma_max=100.0)
-    return AmbientObjective(corruption, noise, one_step_share=0.0, **settings)  # type: ignore[arg-type]
-
-
-CASES = {
-    "masked pixels": (PixelMasking(0.6, keep=(0.6, 0.6)), 1),
-    "one coil": (Undersampling(IndependentLines(1.6, 0), core=0, keep=(0.6, 0.6)), 1),
-    "three coils": (Undersampling(IndependentLines(1.6, 0), core=0, keep=(0.6, 0.6)), 3),
-}
+from tests.objectives.gaussian import (
+    CASES,
+    LinearTable,
+    MemoisedDraws,
+    excess_error,
+    fit,
+    objective_of,
+    world,
+)
 
 
 @pytest.mark.parametrize("noise_std", [0.0, 0.15])
@@ -171,32 +36,21 @@ CASES = {
 def test_minimiser_is_the_optimal_denoiser(case: str, noise_std: float, draws: MemoisedDraws) -> None:
     corruption, coils = CASES[case]
     m, _ = world(corruption, coils, noise_std)
-    model = fit(objective_of(corruption, kept_cap=1e6), m, coils, draws)
+    model = fit(objective_of(corruption, kept_cap=1e6), m, LinearTable(coils), draws)
     assert excess_error(model, corruption, m) < 0.09
-
-
-def test_scoring_under_the_further_mask_leaves_the_rest_undetermined(draws: MemoisedDraws) -> None:
-    corruption, coils = CASES["one coil"]
-    m, _ = world(corruption, coils, 0.0)
-
-    class ScoredUnderTheFurtherMask(AmbientObjective):
-        def _residual(self, predicted: Tensor, z: Tensor, *args: object) -> Tensor:
-            return super()._residual(predicted, z, *args) * args[1].kept  # type: ignore[arg-type,attr-defined]
-
-    objective = ScoredUnderTheFurtherMask(corruption, objective_of(corruption).noise, one_step_share=0.0)
-    assert excess_error(fit(objective, m, coils, draws), corruption, m) > 0.3
 
 
 def test_ignoring_the_measurement_noise_learns_to_keep_it(draws: MemoisedDraws) -> None:
     corruption, coils = CASES["one coil"]
     m, _ = world(corruption, coils, 0.6)
-    aware = fit(objective_of(corruption, sigma=0.8, kept_cap=1e6), m, coils, draws)
+    aware = fit(objective_of(corruption, sigma=0.8, kept_cap=1e6), m, LinearTable(coils), draws)
 
     class NoiseBlind(AmbientObjective):
         def _residual(self, predicted: Tensor, z: Tensor, batch: Measurement, further: object, *args: Tensor) -> Tensor:
             return further.weights * (predicted - batch.y).abs().square()  # type: ignore[attr-defined]
 
-    blind = fit(NoiseBlind(corruption, objective_of(corruption, sigma=0.8).noise, one_step_share=0.0), m, coils, draws)
+    blind_objective = NoiseBlind(corruption, objective_of(corruption, sigma=0.8).noise, one_step_share=0.0)
+    blind = fit(blind_objective, m, LinearTable(coils), draws)
     assert excess_error(aware, corruption, m, sigma=0.8) < 0.13
     assert excess_error(blind, corruption, m, sigma=0.8) > 0.2
 

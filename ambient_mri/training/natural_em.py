@@ -1,0 +1,203 @@
+r"""Expectation-maximisation on natural images: the E-step, the files between E-step and M-step, and the assessment.
+
+    first round    x_i = one-step restoration of training image i by the ambient network
+    later rounds   x_i ~ p(x | y_i), split Gibbs under the clean prior, on the image's own operator A_i
+
+An image that nothing but noise was added to has no location that was not seen: its one-step restoration is D(y) at the
+noise level of the data, without a data-consistency solve that would give the noise back. ``objective=em`` runs the
+rounds (:mod:`ambient_mri.training.rounds`); the M-step alone is
+
+    python -m ambient_mri.train objective=supervised data.references=RUN/round_1/reconstructions ...
+
+Files that are there (:mod:`ambient_mri.training.restored`) are never made again.
+
+Held-out error, without a clean image: B hides measured locations, which are predicted from the rest. Where B hides
+nothing (noise alone) y is split into y + a e and y - e / a, e as strong as the noise: their noises are independent,
+the first is restored, the second compared with (Pang et al. 2021, arXiv:2102.02234).
+
+Reference: Rozet et al. 2024, arXiv:2405.13712, algorithm 1.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ambient_mri._files import write_atomically
+from ambient_mri.corruption import AdditiveNoise, ImageCorruption
+from ambient_mri.denoiser import ConditionalDenoiser, Denoiser
+from ambient_mri.measurement import Measurement
+from ambient_mri.operators.base import LinearOperator
+from ambient_mri.prior import Prior
+from ambient_mri.sampling.base import Sampler
+from ambient_mri.sampling.full_view import FullView
+from ambient_mri.tensors import keyed_generator, per_row, randn_like_rows
+from ambient_mri.training.assess import Assessment, Settings
+from ambient_mri.training.estimates import evenly_spaced
+from ambient_mri.training.natural import CorruptedImages
+
+__all__ = ["ImageRestoration", "assess_images", "restore_rows"]
+
+_IMAGES_A_FILE = 256
+# a of the split of noisy data: the part that is restored is 12 % noisier than y.
+_SPLIT = 0.5
+
+
+@torch.no_grad()
+def restore_rows(prior: Prior, m: Measurement, corruption: ImageCorruption, sampler: Sampler, seed: int) -> Tensor:
+    """One restoration a row of ``m``, (b, c, H, W): of an ambient network in one step, else a posterior sample.
+
+    Args:
+        prior: Ambient, or clean.
+        m: Measurements on the prior's device.
+        corruption: The law of A.
+        sampler: ``one_step`` for an ambient network.
+        seed: Random streams are keyed by (seed, image): the result does not depend on batches.
+    """
+    return _solve(prior.model, m, corruption, None, sampler, seed)
+
+
+def _solve(
+    model: Denoiser | ConditionalDenoiser,
+    m: Measurement,
+    corruption: ImageCorruption,
+    operator: LinearOperator | None,
+    sampler: Sampler,
+    seed: int,
+) -> Tensor:
+    """Restoration under ``operator``, A where it is None."""
+    if isinstance(model, ConditionalDenoiser) and isinstance(corruption, AdditiveNoise):
+        return FullView(model)(m.y, m.noise_std.clamp(model.sigma_min, model.sigma_max))
+    m = corruption.simplified(m)
+    generators = [keyed_generator(seed, "e-step", key, device=m.y.device) for key in m.key]
+    denoiser = model.as_denoiser(corruption, m, generators) if isinstance(model, ConditionalDenoiser) else model
+    forward = corruption.forward_operator(m) if operator is None else operator
+    return sampler.sample(denoiser, forward, m.y, m.noise_std, generators=generators).x
+
+
+class ImageRestoration(pl.LightningModule):
+    """What ``Trainer.predict`` runs: each step restores the images of one file and writes it.
+
+    Args:
+        prior: See :func:`restore_rows`, as are the next two.
+        sampler: As said.
+        seed: As said.
+        data: Sets of measurements, one after the other.
+        folder: Where the files go.
+        batch_size: Images at a time.
+    """
+
+    def __init__(
+        self, prior: Prior, sampler: Sampler, seed: int, data: Sequence[CorruptedImages], folder: Path, batch_size: int
+    ) -> None:
+        super().__init__()
+        self.prior, self.sampler, self.seed = prior, sampler, seed
+        self.model, self.folder, self.images_at_a_time = prior.model, folder, batch_size
+        self.corruption = data[0].corruption
+        self._items = [(part, i) for part in data for i in range(len(part))]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The numbers of this process's files."""
+        files = -(-len(self._items) // _IMAGES_A_FILE)
+        mine = range(self.trainer.global_rank, files, self.trainer.world_size)
+        return DataLoader(list(mine), batch_size=None)  # type: ignore[arg-type]
+
+    def predict_step(self, index: int, batch_idx: int) -> str:
+        """Restore and write one file; its name."""
+        target = self.folder / f"images_{index:05d}.npz"
+        if target.is_file():
+            return target.name
+        items = self._items[index * _IMAGES_A_FILE : (index + 1) * _IMAGES_A_FILE]
+        found = []
+        for start in range(0, len(items), self.images_at_a_time):
+            rows = [part[i] for part, i in items[start : start + self.images_at_a_time]]
+            m = Measurement.collate(rows).to(self.device)
+            found.append(restore_rows(self.prior, m, self.corruption, self.sampler, self.seed).cpu())
+        content = io.BytesIO()
+        numbers = np.array([part.numbers[i] for part, i in items])
+        np.savez(content, images=torch.cat(found).float().numpy(), numbers=numbers)
+        write_atomically(target, content.getvalue())
+        return target.name
+
+    def on_predict_end(self) -> None:
+        """Every process goes on when the last file is written."""
+        self.trainer.strategy.barrier("e-step")
+
+
+@torch.no_grad()
+def assess_images(
+    prior: Prior, data: CorruptedImages, *, sampler: Sampler, settings: Settings, seed: int = 0
+) -> Assessment:
+    """Judge a prior by held-out images, without a clean one (module docstring).
+
+    Args:
+        prior: Clean, or ambient with the sampler ``one_step``.
+        data: Measurements of held-out images.
+        sampler: Draws the posterior samples.
+        settings: ``slices`` images, ``samples`` of each. What is held out follows from the corruption's B.
+        seed: The same draws for every prior that is assessed with it, so that rounds compare.
+    """
+    model, corruption = prior.model, data.corruption
+    device = next(model.parameters()).device
+    count = settings.samples if sampler.stochastic and isinstance(model, Denoiser) else 1
+    rows = [data[i] for i in evenly_spaced(len(data), settings.slices)]
+    m = Measurement.collate(rows).to(device)
+    samples = torch.stack([restore_rows(prior, m, corruption, sampler, seed + k) for k in range(count)])
+    error, energy = _held_out(model, m, corruption, sampler, seed)
+    std = float(samples.var(dim=0).mean().sqrt()) / model.sd if count > 1 else None
+    values = {
+        "kind": prior.kind,
+        "sampler": sampler.name,
+        "slices": len(m),
+        "samples": count,
+        "data_residual": _residual(m, corruption, samples),
+        "held_out_error": (max(error, 0.0) / max(energy, 1e-12)) ** 0.5,
+        "sample_std": std,
+        "with_references": None,
+    }
+    back = corruption.forward_operator(m).adjoint(m.y)
+    shown = [back, samples[0], *([samples.mean(0)] if count > 1 else [])]
+    pictures = [image[i].mean(0).cpu() / 2 + 0.5 for i in range(min(4, len(m))) for image in shown]
+    return Assessment(values, pictures, ["back-projected", "sample", f"mean of {count}"][: len(shown)])
+
+
+def _held_out(
+    model: Denoiser | ConditionalDenoiser, m: Measurement, corruption: ImageCorruption, sampler: Sampler, seed: int
+) -> tuple[float, float]:
+    """Squared error of what was hidden and predicted, and its energy, the noise taken off both."""
+    generators = [keyed_generator(seed, "held out", key, device=m.y.device) for key in m.key]
+    noise = per_row(m.noise_std, m.y)
+    if isinstance(corruption, AdditiveNoise):
+        extra = noise * randn_like_rows(m.y, generators)
+        target = m.y - extra / _SPLIT
+        seen = replace(m, y=m.y + _SPLIT * extra, noise_std=m.noise_std * (1 + _SPLIT**2) ** 0.5)
+        predicted = _solve(model, seen, corruption, None, sampler, seed)
+        floor = float((noise.square() * (1 + _SPLIT**-2)).expand_as(target).sum())
+        return float((predicted - target).square().sum()) - floor, float(target.square().sum()) - floor
+    further = corruption.further(m, generators)
+    hidden = ((further.weights > 0) & ~further.kept).expand_as(m.y)
+    kept = further.kept.expand(len(m), *further.kept.shape[1:])
+    restored = _solve(model, replace(m, y=m.y * kept, mask=kept), corruption, further.operator, sampler, seed)
+    predicted = corruption.forward_operator(m).forward(restored)
+    floor = float((noise.square() * hidden).sum())
+    squared = (predicted - m.y).square() * hidden
+    return float(squared.sum()) - floor, float((m.y.square() * hidden).sum()) - floor
+
+
+def _residual(m: Measurement, corruption: ImageCorruption, samples: Tensor) -> float:
+    """Rms of y - A x at measured locations, in units of noise_std (of 1e-3 where there is no noise)."""
+    operator, level = corruption.forward_operator(m), per_row(m.noise_std.clamp_min(1e-3), m.y)
+    gaps = [((m.y - operator.forward(x)) / level * m.mask).square().sum() for x in samples]
+    return float(torch.stack(gaps).mean() / m.mask.expand_as(m.y).sum()) ** 0.5

@@ -1,0 +1,277 @@
+r"""Expectation-maximisation, round after round: ``python -m ambient_mri.train objective=em init=RUN em.rounds=2``.
+
+    round k     E-step   x_i ~ p_(k-1)(x | y_i)           of every training scan (of an ambient network: one step)
+                M-step   p_k: the EDM denoising objective on these images, from the weights of p_(k-1)
+                assess   round_k.json, round_k.png        reference-free quantities on held-out scans
+
+With exact steps E log q(y) never decreases; with approximate ones it is watched: the rounds end when the prior's
+prediction of held-out k-space lines no longer improves, and the prior that predicts them best is the result.
+
+run folder: config.yaml scans.json round_0.json (the prior that EM begins with) round_<k>.json round_<k>.png prior/
+            round_<k>/: an ordinary run folder, and reconstructions/ with the images it was trained on
+
+Every part is skipped where its files are there: an interrupted run loses a slice of an E-step or the steps of an M-step
+since its last checkpoint.
+
+Reference: Rozet et al. 2024, arXiv:2405.13712, algorithm 1. Differs: 1. begins with an ambient network's one-step
+reconstructions, not with a Gaussian model; 2. the stop rule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
+
+from ambient_mri._checks import AmbientMRIError, check_option, require
+from ambient_mri.data.datasets import ImageDataset
+from ambient_mri.prior import Prior, load_prior
+from ambient_mri.report.plots import sample_sheet
+from ambient_mri.sampling import make_sampler
+from ambient_mri.sampling.base import Sampler
+from ambient_mri.training.assess import Assessment, Settings, assess
+from ambient_mri.training.em import METHODS, claim
+from ambient_mri.training.estep import by_method, by_prior
+from ambient_mri.training.export import find_prior
+from ambient_mri.training.natural import ImageFolder, ImageSplit
+from ambient_mri.training.natural_em import ImageRestoration, assess_images
+from ambient_mri.training.provenance import write_json
+from ambient_mri.training.run import EXPECTED_WARNINGS, IDENTITY, check_same_run, train
+from ambient_mri.training.setup import build, record_scans, scan_set
+from ambient_mri.training.sources import ScanSet
+
+__all__ = ["expectation_maximisation", "stop_reason"]
+
+log = logging.getLogger(__name__)
+
+# May change when a run goes on: more rounds than at first, another rule to stop.
+_MAY_CHANGE = ("rounds", "min_improvement")
+
+
+def expectation_maximisation(cfg: DictConfig) -> Path:
+    """Run the rounds that are missing, and export the best prior.
+
+    Args:
+        cfg: The configuration, with ``em`` (``configs/objective/em.yaml``).
+
+    Returns:
+        The prior folder.
+
+    Raises:
+        AmbientMRIError: If there is nothing to begin with, or the folder holds another run.
+    """
+    run_dir = Path(cfg.run_dir or f"runs/{cfg.data.name}_em")
+    check_option("em.first", cfg.em.first, ("prior", *METHODS))
+    require(cfg.em.rounds >= 1, f"em.rounds must be at least 1; got {cfg.em.rounds}.")
+    require(
+        cfg.em.first != "prior" or cfg.init is not None,
+        "objective=em begins with a prior: give init=RUN, the run folder of an ambient network (objective=ambient).",
+    )
+    images = issubclass(get_class(cfg.data._target_), ImageFolder)
+    require(
+        not images or cfg.em.first == "prior",
+        f"data={cfg.data.name} are images, and em.first={cfg.em.first} reconstructs k-space: choose em.first=prior.",
+    )
+    _open(cfg, run_dir)
+    scans = build(cfg.data).load() if images else scan_set(cfg, run_dir)
+    first = find_prior(cfg.init) if cfg.em.first == "prior" else None
+    if first is not None:
+        _assess(cfg, scans, load_prior(first), run_dir, 0)
+    history: list[dict[str, Any]] = []
+    previous = first
+    for number in range(1, cfg.em.rounds + 1):
+        folder = run_dir / f"round_{number}"
+        if not (run_dir / f"round_{number}.json").is_file():
+            _round(cfg, scans, previous, folder, number)
+        history.append(json.loads((run_dir / f"round_{number}.json").read_text()))
+        log.info("round %d: %s", number, _words(history[-1]))
+        previous = folder / "prior"
+        reason = stop_reason([h["held_out_error"] for h in history], cfg.em.min_improvement)
+        if reason:
+            log.info("stopped after round %d: %s", number, reason)
+            break
+    return _publish(history, run_dir)
+
+
+def stop_reason(held_out_errors: Sequence[float], min_improvement: float | None) -> str:
+    """Why the rounds should end, in words; empty to go on.
+
+    Args:
+        held_out_errors: Error on held-out lines after each round so far.
+        min_improvement: The least share by which a round is to improve it; None to go on in any case.
+    """
+    if min_improvement is None or len(held_out_errors) < 2:
+        return ""
+    before, now = held_out_errors[-2:]
+    if now < before * (1 - min_improvement):
+        return ""
+    return (
+        f"the error on held-out lines went from {before:.4f} to {now:.4f}, which is no improvement by more than "
+        f"{min_improvement:g} of it"
+    )
+
+
+def _open(cfg: DictConfig, run_dir: Path) -> None:
+    """Check that the folder holds this run or none, and record the configuration."""
+    check_same_run(run_dir, _comparable(cfg), (*IDENTITY, "em", "init"))
+    begun = (run_dir / "config.yaml").is_file()
+    known = f"{run_dir} holds a run already: choose another run_dir, or resume=true to go on with it."
+    require(bool(cfg.resume) or not begun, known)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if _is_first():
+        OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+
+
+def _comparable(cfg: DictConfig) -> DictConfig:
+    """The configuration without what may change when the run goes on."""
+    found = _plain(cfg)
+    for name in _MAY_CHANGE:
+        found["em"].pop(name)
+    return OmegaConf.create(found)
+
+
+def _plain(cfg: DictConfig) -> Any:
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def _round(
+    cfg: DictConfig, scans: ScanSet | ImageSplit, previous: str | Path | None, folder: Path, number: int
+) -> None:
+    images = folder / "reconstructions"
+    images.mkdir(parents=True, exist_ok=True)
+    prior = None if previous is None else load_prior(previous)
+    _e_step(cfg, scans, prior, images, number)
+    if _is_first() and isinstance(scans, ScanSet):
+        record_scans(scans.with_references(images.resolve()), folder)
+    _wait()
+    log.info("round %d: M-step, %d steps", number, cfg.trainer.max_steps)
+    train(_m_step(cfg, folder, previous, prior, number))
+    _assess(cfg, scans, load_prior(folder / "prior"), folder.parent, number)
+
+
+def _e_step(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior | None, images: Path, number: int) -> None:
+    """Reconstructions of the training scans, and of some held-out ones for the M-step's own validation."""
+    seed = cfg.seed + number
+    batch_size = cfg.em.batch_size
+    files = [*scans.train, *scans.val[: cfg.em.assess.val_volumes]] if isinstance(scans, ScanSet) else []
+    step: pl.LightningModule
+    if prior is None:
+        step = by_method(cfg.em.first, files, images, batch_size=batch_size)
+        card: dict[str, Any] = {"method": cfg.em.first}
+    else:
+        sampler = _sampler(cfg, prior)
+        if isinstance(scans, ScanSet):
+            step = by_prior(prior, sampler, seed, files, images, batch_size=batch_size)
+        else:
+            parts = scans.corrupted_parts(build(cfg.corruption), held_out=cfg.loader.val_items)
+            step = ImageRestoration(prior, sampler, seed, parts, images, batch_size)
+        card = {"method": sampler.name, "steps": sampler.steps, "sigma_max": sampler.sigma_max, "seed": seed}
+        card["weights"] = _digest(prior)
+    if _is_first():
+        claim(images, card)
+    what = f"{len(files)} volumes" if isinstance(scans, ScanSet) else f"{len(scans.images.train)} images"
+    log.info("round %d: E-step by %s, %s", number, card["method"], what)
+    settings = {**_plain(cfg.trainer), "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    with warnings.catch_warnings():
+        for message in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        trainer: pl.Trainer = build(settings)
+        trainer.predict(step, return_predictions=False)
+
+
+def _sampler(cfg: DictConfig, prior: Prior) -> Sampler:
+    """One step for an ambient network, else split Gibbs: samples, never means, or the variance would collapse."""
+    if prior.kind != "clean":
+        return make_sampler("one_step")
+    start = None if cfg.em.start_sd is None else cfg.em.start_sd * prior.model.sd
+    return make_sampler("split_gibbs", steps=cfg.em.steps, sigma_max=start)
+
+
+def _m_step(cfg: DictConfig, folder: Path, previous: str | Path | None, prior: Prior | None, number: int) -> DictConfig:
+    """The configuration of an ordinary run on the reconstructions; the warm start keeps its preconditioning."""
+    settings = _plain(cfg)
+    settings["run_dir"] = str(folder)
+    settings["seed"] = cfg.seed + number
+    settings["data"]["references"] = str(folder / "reconstructions")
+    settings["init"] = None if previous is None else str(previous)
+    settings["em"]["round"] = number
+    if prior is not None and settings["model"]["sd"] is None:
+        settings["model"]["sd"] = prior.model.sd
+    return OmegaConf.create(settings)
+
+
+def _assess(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior, run_dir: Path, number: int) -> None:
+    """Write ``round_<number>.json`` and its picture, in the first process; the others wait."""
+    target = run_dir / f"round_{number}.json"
+    if _is_first() and not target.is_file():
+        prior.to("cuda" if cfg.trainer.accelerator == "gpu" and torch.cuda.is_available() else "cpu")
+        found = _held_out(cfg, scans, prior)
+        title = f"held-out scans, round {number}"
+        names = [found.columns[i % len(found.columns)] for i in range(len(found.pictures))]
+        picture = target.with_suffix(".png")
+        sample_sheet(found.pictures, picture, names=names, num_columns=len(found.columns), title=title)
+        write_json(target, {"round": number, "prior": prior.name, **found.values})
+    _wait()
+
+
+def _held_out(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior) -> Assessment:
+    held_out = scans.val if isinstance(scans, ScanSet) else scans.images.val
+    require(bool(held_out), "objective=em judges its rounds on held-out scans: there is none.", AmbientMRIError)
+    settings = Settings(**{k: v for k, v in _plain(cfg.em.assess).items() if k != "val_volumes"})
+    sampler = _sampler(cfg, prior)
+    if not isinstance(scans, ScanSet):
+        (data,) = scans.corrupted_parts(build(cfg.corruption), held_out=None)[1:]
+        return assess_images(prior, data, sampler=sampler, settings=settings, seed=cfg.seed)
+    known = scans.val_references()
+    references = ImageDataset(known).by_key() if known else {}
+    return assess(prior, scans.val, sampler=sampler, settings=settings, references=references, seed=cfg.seed)
+
+
+def _publish(history: Sequence[dict[str, Any]], run_dir: Path) -> Path:
+    """Export the prior of the round that predicts held-out lines best."""
+    best = min(history, key=lambda h: h["held_out_error"])["round"]
+    if _is_first():
+        prior = load_prior(run_dir / f"round_{best}" / "prior")
+        prior.name, prior.metadata["em_round"] = run_dir.resolve().name, best
+        prior.save(run_dir / "prior")
+        log.info("prior: %s, of round %d: it predicts held-out lines best", run_dir / "prior", best)
+    _wait()
+    return run_dir / "prior"
+
+
+def _words(values: dict[str, Any]) -> str:
+    found = [f"held-out lines {values['held_out_error']:.4f}", f"data residual {values['data_residual']:.3f} noise_std"]
+    found += [] if values["sample_std"] is None else [f"sample std {values['sample_std']:.3f} sd"]
+    reference = values["with_references"]
+    found += [] if reference is None else [f"(with references: PSNR of the mean {reference['psnr_mean']:.2f} dB)"]
+    return ", ".join(found)
+
+
+def _digest(prior: Prior) -> str:
+    """Names the weights that an E-step was made with."""
+    found = hashlib.sha256()
+    for name, tensor in prior.model.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def _is_first() -> bool:
+    """Whether this is the first process of the run, or the only one."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def _wait() -> None:
+    """Until every process has come here; at once where there is one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()

@@ -1,0 +1,187 @@
+"""What ``priors.py`` measures: reconstructions of held-out simulated scans, and unconditional samples of clean priors.
+
+Coil maps, noise level and scale are those of the simulation, the same for every method: what differs is the prior.
+Images are compared by magnitude, one slice at a time (a slice's maximum is its data range), without any fit.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ambient_mri import baselines, metrics
+from ambient_mri.data.datasets import ImageDataset, ScanDataset
+from ambient_mri.measurement import Measurement
+from ambient_mri.operators import sense
+from ambient_mri.prior import Prior
+from ambient_mri.sampling import Sampler, ambient_denoiser, make_sampler, unconditional
+from ambient_mri.tensors import keyed_generator
+from ambient_mri.training.estimates import evenly_spaced
+
+__all__ = ["HeldOut", "adps_weight", "held_out", "methods_of", "rows_of", "unconditional_samples"]
+
+# l of A-DPS, tuned on slices that are not scored.
+ADPS_WEIGHTS = (1.0, 3.0, 10.0, 30.0)
+
+# (slice) -> (K, H, W) complex estimates: K posterior samples, or one point.
+Method = Callable[[Measurement], Tensor]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Slices of held-out subjects at one acceleration and noise level.
+
+    Attributes:
+        scored: Slices that methods are scored on, and their reference images (H, W).
+        tuning: Other slices, for what is tuned.
+        acs_lines: Of the sampling law.
+    """
+
+    scored: list[tuple[Measurement, Tensor]]
+    tuning: list[tuple[Measurement, Tensor]]
+    acs_lines: int
+
+
+def held_out(scans: Sequence[Path], references: Sequence[Path], *, slices: int, tuning: int, acs_lines: int) -> HeldOut:
+    """``slices`` to score and ``tuning`` others, evenly spaced over the held-out subjects."""
+    data, images = ScanDataset(scans, in_memory=False), ImageDataset(references).by_key()
+    chosen = evenly_spaced(len(data), slices + tuning)
+    apart = {chosen[int((i + 0.5) * len(chosen) / tuning)] for i in range(tuning)}
+    pick = lambda items: [(data[i], images[data[i].key[0]][0, 0]) for i in items]  # noqa: E731
+    return HeldOut(pick(i for i in chosen if i not in apart), pick(sorted(apart)), acs_lines)
+
+
+def methods_of(
+    objective: str, prior: Prior, *, samples: int, steps: int, adps: tuple[Sampler, float] | None
+) -> dict[str, Method]:
+    """Every way to reconstruct with a prior, by its record name; a method of K samples is named by their mean.
+
+    Args:
+        objective: What the prior was trained with.
+        prior: The prior.
+        samples: K of split Gibbs.
+        steps: Noise levels of split Gibbs and DDS.
+        adps: Sampler of a published ambient network and the share of outer lines that its further mask keeps.
+    """
+    if prior.kind == "feedforward":
+        return {objective: _posterior(prior, make_sampler("one_step"), 1)}
+    if adps is not None:
+        count = max(2, samples // 8)
+        return {f"{objective}/adps/mean{count}": _posterior(prior, adps[0], count, keep=(adps[1], adps[1]))}
+    found = {
+        f"{objective}/split_gibbs/mean{samples}": _posterior(prior, make_sampler("split_gibbs", steps=steps), samples),
+        f"{objective}/dds/point": _posterior(prior, make_sampler("dds", steps=steps), 1),
+    }
+    if prior.kind == "ambient":
+        found[f"{objective}/one_step/point"] = _posterior(prior, make_sampler("one_step"), 1)
+    return found
+
+
+def baseline_methods() -> dict[str, Method]:
+    """Baselines with their default weights, which no reference image has a say in."""
+    return {
+        "zero_filled": lambda m: baselines.zero_filled(m)[:, 0],
+        "cg_sense": lambda m: baselines.cg_sense(m)[:, 0],
+        "l1_wavelet": lambda m: baselines.l1_wavelet(m)[:, 0],
+    }
+
+
+def adps_weight(prior: Prior, cases: HeldOut, *, steps: int) -> tuple[Sampler, float]:
+    """The published sampler with the l of :data:`ADPS_WEIGHTS` that is best on the tuning slices, judged with their
+    references: a generous opponent. Also q, the share of outer lines that makes R into R + 1, as in training.
+    """
+    mask = cases.scored[0][0].mask
+    lines, total = int(mask.sum()), mask.numel()
+    outer = max(lines - cases.acs_lines, 1)
+    q = min(max((total / (total / lines + 1) - cases.acs_lines) / outer, 0.1), 0.99)
+    best: tuple[float, Sampler] | None = None
+    for weight in ADPS_WEIGHTS:
+        sampler = make_sampler("adps", steps=steps, likelihood_weight=weight)
+        method = _posterior(prior, sampler, 1, keep=(q, q))
+        # A weight that is too large makes the iterate diverge: that is a result, and not the best one.
+        value = statistics.fmean(_scored(truth, method(m)[0]) for m, truth in cases.tuning)
+        if best is None or value > best[0]:
+            best = (value, sampler)
+    if best is None:
+        raise SystemExit("no weight to choose from")
+    return best[1], q
+
+
+def rows_of(name: str, method: Method, cases: HeldOut, factors: dict[str, Any]) -> list[dict[str, Any]]:
+    """Mean over slices of PSNR, SSIM and NRMSE; of several samples also of the first, and their coverage."""
+    values: dict[tuple[str, str], list[float]] = {}
+    began = time.perf_counter()
+    for m, truth in cases.scored:
+        images = method(m).cpu()
+        reference = truth.abs().numpy()
+        estimates = {name: images.mean(0)}
+        if len(images) > 1:
+            estimates[f"{name.rsplit('/', 1)[0]}/sample"] = images[0]
+        for label, image in estimates.items():
+            for metric in ("psnr", "ssim", "nrmse"):
+                value = getattr(metrics, metric)(reference, image.abs().numpy())
+                values.setdefault((label, metric), []).append(value)
+        if len(images) >= metrics.MINIMUM_COVERAGE_SAMPLES:
+            values.setdefault((name, "coverage90"), []).append(metrics.coverage(images.abs(), truth.abs()))
+    seconds = (time.perf_counter() - began) / len(cases.scored)
+    return [
+        {**factors, "method": label, "metric": metric, **_mean(found), "seconds": seconds}
+        for (label, metric), found in values.items()
+    ]
+
+
+def unconditional_samples(prior: Prior, count: int, size: int, *, steps: int, seed: int = 0, batch: int = 16) -> Tensor:
+    """(count, 1, size, size) samples of a clean prior by Heun's method."""
+    parts = []
+    model: Any = prior.model
+    device = next(model.parameters()).device
+    for start in range(0, count, batch):
+        numbers = range(start, min(start + batch, count))
+        generators = [keyed_generator(seed, "unconditional", i, device=device) for i in numbers]
+        parts.append(unconditional(model, (1, size, size), generators, steps=steps).cpu())
+    return torch.cat(parts)
+
+
+def _mean(values: list[float]) -> dict[str, Any]:
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    half = None if spread is None else 1.96 * spread / math.sqrt(len(values))
+    return {"value": statistics.fmean(values), "n": len(values), "ci95": half}
+
+
+def _scored(truth: Tensor, image: Tensor) -> float:
+    finite = bool(torch.isfinite(image.abs()).all())
+    return metrics.psnr(truth.abs().numpy(), image.abs().cpu().numpy()) if finite else -math.inf
+
+
+def _posterior(prior: Prior, sampler: Sampler, samples: int, keep: tuple[float, float] | None = None) -> Method:
+    """Samples of one slice; the streams belong to the slice, and are the same for every prior."""
+
+    def reconstruct(m: Measurement) -> Tensor:
+        model: Any = prior.model
+        device = next(model.parameters()).device
+        m = m.to(device).cancel_readout()
+        generators = [keyed_generator("priors", m.key[0], k, device=device) for k in range(samples)]
+        denoiser = model
+        if prior.kind != "clean":
+            rows = replace(
+                m,
+                y=m.y.expand(samples, -1, -1, -1),
+                mask=m.mask.expand(samples, -1, -1, -1),
+                coil_maps=m.coil_maps.expand(samples, -1, -1, -1),  # type: ignore[union-attr]
+                noise_std=m.noise_std.expand(samples),
+                scale=m.scale.expand(samples),
+                key=tuple(f"{m.key[0]}/{k}" for k in range(samples)),
+            )
+            denoiser = ambient_denoiser(model, rows, generators, **({} if keep is None else {"keep": keep}))
+        operator = sense(m.coil_maps, m.mask, axes=m.axes)  # type: ignore[arg-type]
+        return sampler.sample(denoiser, operator, m.y, m.noise_std, generators=generators).x[:, 0].cpu()
+
+    return reconstruct

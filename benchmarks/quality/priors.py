@@ -1,0 +1,438 @@
+"""Priors learned from corrupted data beside priors learned from clean data: every objective, one network, one budget.
+
+    AMBIENT_MRI_DATA=/path/to/data python benchmarks/quality/priors.py --budget cpu --out runs/priors
+
+Simulated multi-coil k-space of magnitude images of heads (subjects are split; phantoms where there is no data folder,
+and the records say so). Each objective trains the same network on the same scans for the same number of images, by
+``python -m ambient_mri.train`` in a process of its own; EM begins with the ambient run and adds its rounds. All are
+scored on held-out subjects at R = 2, 4, 6, 8. What is finished is never done again: the same command goes on after an
+interruption, inside a training as well.
+
+    --budget gpu        128 x 128, a GPU
+    --budget cpu        64 x 64, about a night on one core
+    --budget rehearsal  32 x 32, a few steps of everything: whether it runs, not how well
+    --only NAME ...     some of the runs of the plan (--plan prints it)
+
+Results: OUT/priors.json (records), OUT/priors.md (tables), OUT/figures/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from features import DIMENSION, feature_space
+from prior_evaluation import (
+    HeldOut,
+    adps_weight,
+    baseline_methods,
+    held_out,
+    methods_of,
+    rows_of,
+    unconditional_samples,
+)
+
+from ambient_mri import metrics
+from ambient_mri.data.datasets import ImageDataset
+from ambient_mri.denoiser import Denoiser
+from ambient_mri.prior import Prior, load_prior
+from ambient_mri.report.plots import curve_figure, sample_sheet
+from ambient_mri.report.records import append_records, read_records
+from ambient_mri.report.tables import markdown_table
+from ambient_mri.train import compose
+from ambient_mri.training.setup import build
+from ambient_mri.training.sources import ScanSet
+
+BENCHMARK = "priors"
+ACCELERATIONS = (2, 4, 6, 8)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How large everything is.
+
+    Attributes:
+        size: Rows and columns.
+        channels: Width of the network, multipliers 1, 2, 4, 4 (or fewer levels where images are small).
+        steps: Training steps of every run; of EM, of the ambient run that it begins with.
+        em_rounds: Rounds of EM.
+        em_steps: Steps of each M-step.
+        e_steps: Noise levels of an E-step.
+        batch_size: Items a step.
+        lr: Learning rate.
+        limit: Training volumes; None for all.
+        slices: Held-out slices that are scored.
+        tuning: Held-out slices on which A-DPS is tuned.
+        samples: Posterior samples of each slice.
+        sampler_steps: Noise levels of the samplers.
+        adps_steps: Of A-DPS; 500 as published.
+        unconditional: Unconditional samples for the Frechet distance.
+        feature_steps: Training steps of its feature space.
+        trainer: Hydra's name.
+    """
+
+    size: int
+    channels: int
+    steps: int
+    em_rounds: int
+    em_steps: int
+    e_steps: int
+    batch_size: int
+    lr: float
+    limit: int | None
+    slices: int
+    tuning: int
+    samples: int
+    sampler_steps: int
+    adps_steps: int
+    unconditional: int
+    feature_steps: int
+    trainer: str
+
+    @property
+    def multipliers(self) -> list[int]:
+        return [1, 2] if self.size < 64 else [1, 2, 4, 4]
+
+
+BUDGETS = {
+    "rehearsal": Budget(32, 8, 6, 1, 4, 3, 4, 1e-3, 4, 2, 1, 2, 3, 3, 16, 5, "cpu"),
+    "cpu": Budget(64, 32, 4000, 3, 2000, 25, 8, 5e-4, None, 24, 4, 32, 50, 500, 256, 1500, "cpu"),
+    "gpu": Budget(128, 64, 40000, 3, 20000, 25, 32, 1e-3, None, 48, 8, 32, 50, 500, 1024, 4000, "gpu"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        objective: Name in the records.
+        acceleration: R of the training scans.
+        noise_std: Of the training scans, in scaled units.
+        overrides: What makes the objective.
+    """
+
+    objective: str
+    acceleration: int
+    noise_std: float
+    overrides: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.objective}_R{self.acceleration}_n{self.noise_std:g}"
+
+
+def plan(budget: Budget) -> list[Run]:
+    """Every training, in an order in which each finds what it begins with."""
+    em = ("objective=em", f"em.rounds={budget.em_rounds}", f"em.steps={budget.e_steps}")
+    wavelet = ("objective=wavelet_edm",)
+    simple = {
+        name: (f"objective={name}",) for name in ("ambient", "ambient_published", "ssdu", "ssdu_weighted", "supervised")
+    }
+    runs = [Run("ambient", 4, 0.01, simple["ambient"]), Run("em", 4, 0.01, em)]
+    runs += [Run(n, 4, 0.01, simple[n]) for n in ("supervised", "ambient_published", "ssdu_weighted", "ssdu")]
+    runs += [Run("wavelet_edm", 4, 0.01, wavelet)]
+    for acceleration in (2, 6, 8):
+        runs += [Run("ambient", acceleration, 0.01, simple["ambient"]), Run("em", acceleration, 0.01, em)]
+        runs += [Run(n, acceleration, 0.01, simple[n]) for n in ("ambient_published", "ssdu_weighted")]
+    blind = ("objective=ambient", "objective.noise_aware=false")
+    return [
+        *runs,
+        Run("ambient", 4, 0.05, simple["ambient"]),
+        Run("em", 4, 0.05, em),
+        Run("ambient_noise_blind", 4, 0.05, blind),
+    ]
+
+
+def acs_lines(size: int, acceleration: int) -> int:
+    """About half of the sampled lines, an even number, at most 12."""
+    return min(12, 2 * (round(size / acceleration) // 4))
+
+
+def data_overrides(budget: Budget, acceleration: int, noise_std: float, out: Path) -> list[str]:
+    """The simulated scans of one acceleration and noise level."""
+    acs, root = acs_lines(budget.size, acceleration), os.environ.get("AMBIENT_MRI_DATA")
+    source = [f"data.root={root}", "data=brain_images", f"data.reduce={128 // budget.size}"]
+    phantom = ["data=phantom", f"data.size={budget.size}", f"data.train_volumes={budget.limit or 200}"]
+    source = [*source, f"data.limit={budget.limit or 'null'}"] if root else phantom
+    return [
+        *source,
+        f"data.cache={out / 'cache'}",
+        f"data.scanner.noise_std=[{noise_std},{noise_std}]",
+        "corruption=random_lines",
+        f"corruption.law.acceleration={acceleration}",
+        f"corruption.law.acs_lines={acs}",
+        f"corruption.core={min(6, acs)}",
+    ]
+
+
+def train(run: Run, budget: Budget, out: Path) -> bool:
+    """Train in a process of its own, where it is not finished; False if it failed."""
+    folder = out / "runs" / run.name
+    done = folder / "done.txt"
+    if done.is_file():
+        return True
+    em = run.objective == "em"
+    steps = budget.em_steps if em else budget.steps
+    every = max(1, steps // 4)
+    command = [
+        *(sys.executable, "-m", "ambient_mri.train"),
+        *data_overrides(budget, run.acceleration, run.noise_std, out),
+        *run.overrides,
+        *("network=unet", f"network.channels={budget.channels}", f"network.multipliers={budget.multipliers}"),
+        *(f"trainer={budget.trainer}", f"trainer.max_steps={steps}", f"trainer.val_check_interval={every}"),
+        *(f"loader.batch_size={budget.batch_size}", "loader.val_items=32", f"training.lr={budget.lr}"),
+        *(f"checkpoint_every={min(250, every)}", f"run_dir={folder}"),
+    ]
+    if em:
+        command.append(f"init={out / 'runs' / replace(run, objective='ambient').name}")
+    if run.objective in ("em", "wavelet_edm"):
+        command += [f"em.assess.slices={min(16, budget.slices)}", f"em.assess.samples={min(4, budget.samples)}"]
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    with (folder / "log.txt").open("a") as log:
+        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    say(f"{run.name}: {'trained' if status == 0 else 'FAILED, see ' + str(folder / 'log.txt')}", began)
+    if status == 0:
+        done.write_text(" ".join(command[1:]) + "\n")
+    return status == 0
+
+
+class Evaluation:
+    """Scores priors and baselines, and keeps the records; what they hold is not measured again.
+
+    Args:
+        name: Of the budget.
+        budget: The sizes.
+        out: Where records go.
+        command: For the records.
+    """
+
+    def __init__(self, name: str, budget: Budget, out: Path, command: str) -> None:
+        self.name, self.budget, self.out, self.command = name, budget, out, command
+        self.path = out / f"{BENCHMARK}.json"
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._cases: dict[tuple[int, float], HeldOut] = {}
+
+    def settings(self) -> dict[str, Any]:
+        """What was held fixed."""
+        root = os.environ.get("AMBIENT_MRI_DATA")
+        return {
+            "budget": {"name": self.name, **asdict(self.budget)},
+            "data": f"simulated k-space of {'images/brain_*' if root else 'procedural phantoms'}; split by subject",
+            "coil_maps": "those of the simulation, the same for every method",
+            "images_seen": "budget.steps x batch_size for every objective; EM adds em_rounds x em_steps x batch_size",
+            "baselines": "default weights, chosen without references",
+            "adps": "as published; l of 1, 3, 10, 30 by PSNR on other held-out slices, with their references",
+            "frechet": f"features of benchmarks/quality/features.py, {DIMENSION} numbers; magnitude images",
+        }
+
+    def append(self, rows: list[dict[str, Any]]) -> None:
+        append_records(self.path, BENCHMARK, self.command, self.settings(), rows=rows)
+
+    def done(self, **factors: Any) -> bool:
+        """Whether the records hold a row with these factors."""
+        return self.path.is_file() and read_records(self.path).has(**factors)
+
+    def scans(self, acceleration: int, noise_std: float, *, train_volumes: bool = False) -> ScanSet:
+        """Held-out scans (of no training volume, unless asked for)."""
+        overrides = data_overrides(self.budget, acceleration, noise_std, self.out)
+        cfg = compose(overrides)
+        if not train_volumes and "limit" in cfg.data:
+            cfg.data.limit = 0
+        source = build({k: v for k, v in cfg.data.items() if k != "references"})
+        found: ScanSet = source.prepare(build(cfg.corruption.law))
+        return found
+
+    def cases(self, acceleration: int, noise_std: float) -> HeldOut:
+        """Held-out slices, loaded once."""
+        key = (acceleration, noise_std)
+        if key not in self._cases:
+            scans, budget = self.scans(*key), self.budget
+            self._cases[key] = held_out(
+                scans.val,
+                scans.val_references(),
+                slices=budget.slices,
+                tuning=budget.tuning,
+                acs_lines=acs_lines(budget.size, acceleration),
+            )
+        return self._cases[key]
+
+    def baselines(self, noise_std: float) -> None:
+        """Every baseline at every acceleration."""
+        for acceleration in ACCELERATIONS:
+            factors = {"case": "held_out", "acceleration": acceleration, "noise_std": noise_std}
+            for name, method in baseline_methods().items():
+                if not self.done(**factors, method=name):
+                    began = time.perf_counter()
+                    self.append(rows_of(name, method, self.cases(acceleration, noise_std), factors))
+                    say(f"{name} at R = {acceleration}", began)
+
+    def prior(self, run: Run) -> None:
+        """Every method of a prior at every acceleration, and its unconditional samples."""
+        prior = load_prior(self.out / "runs" / run.name / "prior", device=self.device)
+        levels = (0.01, 0.05) if run.objective == "supervised" else (run.noise_std,)
+        for noise_std in levels:
+            for acceleration in ACCELERATIONS:
+                self._reconstructions(run, prior, acceleration, noise_std)
+        if prior.kind == "clean":
+            self._unconditional(run, prior)
+
+    def _reconstructions(self, run: Run, prior: Prior, acceleration: int, noise_std: float) -> None:
+        factors = {
+            "case": "held_out",
+            "acceleration": acceleration,
+            "noise_std": noise_std,
+            "train_acceleration": run.acceleration,
+        }
+        budget, published = self.budget, run.objective == "ambient_published"
+        name = f"{run.objective}/adps/sample" if published else ""
+        if published and self.done(**factors, method=name):
+            return
+        cases = self.cases(acceleration, noise_std)
+        adps = adps_weight(prior, cases, steps=budget.adps_steps) if published else None
+        steps, samples = budget.sampler_steps, budget.samples
+        for name, method in methods_of(run.objective, prior, samples=samples, steps=steps, adps=adps).items():
+            if self.done(**factors, method=name):
+                continue
+            began = time.perf_counter()
+            self.append(rows_of(name, method, cases, factors))
+            say(f"{name} of R = {run.acceleration} at R = {acceleration}, noise {noise_std:g}", began)
+
+    def _unconditional(self, run: Run, prior: Prior) -> None:
+        factors = {
+            "case": "unconditional",
+            "method": f"{run.objective}/heun/sample",
+            "metric": "frechet",
+            "noise_std": run.noise_std,
+            "train_acceleration": run.acceleration,
+        }
+        if self.done(**factors):
+            return
+        began, budget = time.perf_counter(), self.budget
+        scans = self.scans(4, 0.01, train_volumes=True)
+        training, truth = (_stack(files) for files in (scans.train_references(), scans.val_references()))
+        weights = self.out / "features.pt"
+        space = feature_space(training, weights, steps=budget.feature_steps, device=self.device)
+        drawn = unconditional_samples(prior, budget.unconditional, budget.size, steps=budget.sampler_steps)
+        distance = metrics.frechet_distance(space.features(drawn), space.features(truth))
+        self.append([{**factors, "value": distance, "n": len(drawn), "ci95": None}])
+        folder = self.out / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        sheet = [image[0].abs() for image in drawn[:16]]
+        sample_sheet(sheet, folder / f"unconditional_{run.name}.png", title=f"{run.name}: unconditional samples")
+        say(f"{run.name}: unconditional samples", began)
+
+
+def _stack(files: tuple[Path, ...]) -> torch.Tensor:
+    """Magnitudes of every image of some files, (n, 1, H, W), scaled."""
+    data = ImageDataset(files)
+    return torch.cat([data[i].images.abs() for i in range(len(data))])
+
+
+def tables(path: Path) -> str:
+    """The records as Markdown: reconstruction by training R, and unconditional samples."""
+    result = read_records(path)
+    parts = []
+    for level in sorted({row["noise_std"] for row in result.rows}):
+        rows = [r for r in result.rows if r["case"] == "held_out" and r["noise_std"] == level]
+        for trained in sorted({r["train_acceleration"] for r in rows if "train_acceleration" in r}):
+            these = [r for r in rows if r.get("train_acceleration") in (None, trained)]
+            named = [{k: v for k, v in r.items() if k != "train_acceleration"} for r in these]
+            parts.append(f"### Trained at R = {trained}, noise_std {level:g}\n")
+            parts.append(markdown_table(named, index=("method",), columns="acceleration", metric=("psnr", "ssim")))
+            covered = [r for r in named if r["metric"] == "coverage90"]
+            if covered:
+                parts.append(markdown_table(covered, index=("method",), columns="acceleration", metric="coverage90"))
+    free = [r for r in result.rows if r["case"] == "unconditional"]
+    if free:
+        parts.append("### Unconditional samples\n")
+        parts.append(
+            markdown_table(free, index=("method", "noise_std"), columns="train_acceleration", metric="frechet")
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def figures(path: Path, runs: list[Run], out: Path) -> None:
+    """PSNR over acceleration of every objective's best method, and the denoising-error curves of the clean priors."""
+    rows = [r for r in read_records(path).rows if r["metric"] == "psnr" and r["noise_std"] == 0.01]
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row.get("train_acceleration", 4) == 4 and not row["method"].endswith("/sample"):
+            curves.setdefault(row["method"], []).append((row["acceleration"], row["value"]))
+    folder = out / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    if curves:
+        lines = {name: tuple(zip(*sorted(points), strict=True)) for name, points in curves.items()}
+        title = "Held-out simulated scans, trained at R = 4"
+        curve_figure(lines, folder / "psnr.png", xlabel="acceleration R", ylabel="PSNR (dB)", title=title)
+    errors = {}
+    for run in runs:
+        model = load_prior(out / "runs" / run.name / "prior").model
+        if isinstance(model, Denoiser) and model.error_sigmas.numel():
+            errors[run.name] = ((model.error_sigmas / model.sd).tolist(), (model.error_values / model.sd).tolist())
+    if errors:
+        curve_figure(
+            errors,
+            folder / "error_curves.png",
+            xlabel="sigma / sd",
+            ylabel="denoising error / sd",
+            xscale="log",
+            yscale="log",
+        )
+
+
+def say(text: str, began: float) -> None:
+    """A line of progress."""
+    sys.stderr.write(f"{text} ({time.perf_counter() - began:.0f} s)\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train and score what is missing, then write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", choices=sorted(BUDGETS), default="cpu")
+    parser.add_argument("--out", type=Path, default=None, help="default: runs/priors_<budget>")
+    parser.add_argument("--only", nargs="+", default=None, help="names of runs")
+    parser.add_argument("--plan", action="store_true", help="print the names of the runs")
+    parser.add_argument("--steps", type=int, default=None, help="training steps in place of the budget's")
+    options = parser.parse_args(arguments)
+    budget = BUDGETS[options.budget]
+    if options.steps:
+        budget = replace(budget, steps=options.steps, em_steps=max(1, options.steps // 2))
+    known = [r for r in plan(budget) if options.budget != "rehearsal" or (r.acceleration, r.noise_std) == (4, 0.01)]
+    if options.plan:
+        sys.stdout.write("\n".join(run.name for run in known) + "\n")
+        return
+    unknown = set(options.only or ()) - {run.name for run in known}
+    if unknown:
+        parser.error(f"no run {', '.join(sorted(unknown))}; --plan prints them all")
+    runs = [run for run in known if options.only is None or run.name in options.only]
+    out = (options.out or Path(f"runs/priors_{options.budget}")).resolve()
+    command = "python benchmarks/quality/priors.py " + " ".join(sys.argv[1:] if arguments is None else arguments)
+    evaluation = Evaluation(options.budget, budget, out, command)
+    finished = []
+    for run in runs:
+        if not train(run, budget, out):
+            continue
+        evaluation.baselines(run.noise_std)
+        evaluation.prior(run)
+        finished.append(run)
+        (out / f"{BENCHMARK}.md").write_text(tables(evaluation.path))
+    figures(evaluation.path, finished, out)
+    sys.stdout.write(tables(evaluation.path))
+    if len(finished) < len(runs):
+        raise SystemExit(f"{len(runs) - len(finished)} runs failed")
+
+
+if __name__ == "__main__":
+    main()

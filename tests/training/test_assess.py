@@ -1,0 +1,42 @@
+"""The reference-free quantities against what they must be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ambient_mri._checks import AmbientMRIError
+from ambient_mri.masks import RandomLines
+from ambient_mri.measurement import Measurement
+from ambient_mri.tensors import complex_randn, keyed_generator
+from ambient_mri.training.assess import Settings, held_out_lines, radial_power
+
+
+def scan(lines: torch.Tensor) -> Measurement:
+    blank = torch.zeros(1, 2, 8, lines.shape[-1], dtype=torch.complex64)
+    return Measurement(blank, lines, blank + 1, torch.zeros(1), torch.ones(1), ("scan",))
+
+
+def test_held_out_lines_are_measured_outer_lines() -> None:
+    law = RandomLines(2, 8)
+    mask = law.draw((8, 64), keyed_generator("P"))  # 32 lines, 24 of them outside the calibration lines
+    out = held_out_lines(scan(mask), 0.25, seed=0)
+    assert int(out.sum()) == 6 and bool((out <= mask).all()) and not bool((out & law.always((8, 64))).any())
+    assert torch.equal(out, held_out_lines(scan(mask), 0.25, seed=0))
+    assert not torch.equal(out, held_out_lines(scan(mask), 0.25, seed=1))
+    assert int(held_out_lines(scan(mask), 1e-6, seed=0).sum()) == 1, "one at least"
+
+
+def test_a_scan_of_calibration_lines_alone_cannot_be_judged() -> None:
+    with pytest.raises(AmbientMRIError, match="no line outside its calibration lines"):
+        held_out_lines(scan(RandomLines(2, 8).always((8, 64))), 0.1, seed=0)
+    with pytest.raises(AmbientMRIError, match="held_out must be below 1"):
+        Settings(held_out=1.0)
+
+
+def test_the_power_of_white_noise_is_flat_and_its_variance() -> None:
+    images = 0.3 * complex_randn((40, 1, 32, 48), generator=keyed_generator("white"))
+    assert torch.allclose(radial_power(images, 6), torch.full((6,), 0.09), rtol=0.06)
+    constant = torch.ones(1, 1, 32, 48, dtype=torch.complex64)
+    power = radial_power(constant, 6)
+    assert power[0] > 0 and float(power[1:].max()) < 1e-6 * float(power[0])

@@ -1,0 +1,169 @@
+"""Expectation-maximisation from the command's configuration: what it leaves behind, refuses, and survives."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ambient_mri._checks import AmbientMRIError
+from ambient_mri.data.datasets import read_images
+from ambient_mri.prior import load_prior
+from ambient_mri.train import compose
+from ambient_mri.training import em
+from ambient_mri.training.module import TrainingModule
+from ambient_mri.training.rounds import expectation_maximisation, stop_reason
+from ambient_mri.training.run import train
+from tests.training.test_run import arguments
+
+EM = (
+    "objective=em", "em.steps=3", "em.assess.slices=2", "em.assess.samples=2", "em.batch_size=3",
+    "trainer.val_check_interval=4", "checkpoint_every=2", "em.min_improvement=null",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ambient_run(scan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("ambient")
+    train(compose(arguments(scan_folder, run_dir, "trainer.val_check_interval=4")))
+    return run_dir
+
+
+def rounds(scans: Path, run_dir: Path, *overrides: str) -> Path:
+    return expectation_maximisation(compose(arguments(scans, run_dir, *EM, *overrides)))
+
+
+def images(folder: Path) -> dict[str, np.ndarray]:
+    return {p.name: read_images(p).images for p in sorted((folder / "reconstructions").glob("*.h5"))}
+
+
+@pytest.fixture(scope="module")
+def straight(scan_folder: Path, ambient_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("straight")
+    rounds(scan_folder, run_dir, f"init={ambient_run}")
+    return run_dir
+
+
+def test_two_rounds_leave_everything_behind(straight: Path) -> None:
+    report = {k: json.loads((straight / f"round_{k}.json").read_text()) for k in range(3)}
+    assert report[0]["kind"] == "ambient" and report[0]["sampler"] == "one_step" and report[0]["sample_std"] is None
+    for k in (1, 2):
+        assert report[k]["kind"] == "clean" and report[k]["samples"] == 2 and report[k]["slices"] == 2
+        assert 0 < report[k]["held_out_error"] < 2 and report[k]["data_residual"] > 0 and report[k]["sample_std"] > 0
+        assert len(report[k]["power"]["mean"]) == 12 and len(report[k]["error_curve"]["sigma"]) > 2
+        assert report[k]["with_references"] is None and (straight / f"round_{k}.png").stat().st_size > 1000
+        assert set(images(straight / f"round_{k}")) == {f"v{i}.h5" for i in range(6)}
+        assert not list((straight / f"round_{k}").glob("**/*.npy")), "finished slices are put together"
+    best = min((1, 2), key=lambda k: report[k]["held_out_error"])
+    prior = load_prior(straight / "prior")
+    assert prior.kind == "clean" and prior.metadata["em_round"] == best
+    assert prior.model.sd == load_prior(straight / "round_1" / "prior").model.sd
+    chosen = load_file(straight / f"round_{best}" / "prior" / "weights.safetensors")
+    exported = load_file(straight / "prior" / "weights.safetensors")
+    assert all(bool((chosen[k] == exported[k]).all()) for k in chosen)
+
+
+def test_the_second_round_reconstructs_under_the_first_rounds_prior(straight: Path) -> None:
+    made_by = [json.loads((straight / f"round_{k}/reconstructions/made_by.json").read_text()) for k in (1, 2)]
+    assert made_by[0]["method"] == "one_step" and made_by[1]["method"] == "split_gibbs"
+    first, second = images(straight / "round_1"), images(straight / "round_2")
+    assert all(not np.allclose(first[k], second[k], rtol=1e-2) for k in first)
+
+
+class Interrupted(Exception):
+    """Stands for a kill."""
+
+
+def test_an_interruption_anywhere_changes_nothing(
+    scan_folder: Path, ambient_run: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the E-step, inside a volume; in the M-step, after a checkpoint; the same images and weights come out."""
+    calls = {"slices": 0, "steps": 0}
+    reconstruct, step = em.reconstruct_rows, TrainingModule.training_step
+
+    def e_step(*arguments: Any) -> torch.Tensor:
+        calls["slices"] += 1
+        if calls["slices"] == 4:  # two batches a volume: the second volume is half done
+            raise Interrupted
+        return reconstruct(*arguments)
+
+    def m_step(module: Any, batch: Any, batch_idx: int) -> torch.Tensor:
+        calls["steps"] += 1
+        if calls["steps"] == 4:
+            raise Interrupted
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr("ambient_mri.training.estep.reconstruct_rows", e_step)
+    monkeypatch.setattr("ambient_mri.training.assess.reconstruct_rows", reconstruct)
+    monkeypatch.setattr(TrainingModule, "training_step", m_step)
+    begin = lambda: rounds(scan_folder, tmp_path, f"init={ambient_run}", "em.rounds=1")  # noqa: E731
+    with pytest.raises(Interrupted):
+        begin()
+    folder = tmp_path / "round_1" / "reconstructions"
+    assert len(list(folder.glob("*.h5"))) == 1 and len(list(folder.glob("parts/*/*.npy"))) == 3
+    with pytest.raises(Interrupted):
+        begin()
+    assert calls["slices"] == 4 + 9, "no finished slice is made again"
+    assert (tmp_path / "round_1" / "checkpoints").is_dir() and not (tmp_path / "round_1.json").is_file()
+    begin()
+    assert calls["steps"] == 4 + 2, "only the steps after the last checkpoint are taken again"
+    wanted, found = images(straight / "round_1"), images(tmp_path / "round_1")
+    assert all(np.array_equal(wanted[k], found[k]) for k in wanted)
+    first, second = (load_file(p / "round_1" / "prior" / "weights.safetensors") for p in (straight, tmp_path))
+    assert max(float((first[k] - second[k]).abs().max()) for k in first) < 1e-6
+
+
+def test_finished_rounds_are_left_alone_and_more_can_follow(
+    scan_folder: Path, ambient_run: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(straight, tmp_path / "r")
+    monkeypatch.setattr("ambient_mri.training.rounds.train", lambda *_: pytest.fail("a finished round was run again"))
+    rounds(scan_folder, tmp_path / "r", f"init={ambient_run}")
+    with pytest.raises(AmbientMRIError, match=r"holds another run: it differs in em\.steps"):
+        rounds(scan_folder, tmp_path / "r", f"init={ambient_run}", "em.steps=4")
+    with pytest.raises(AmbientMRIError, match=r"holds another run: it differs in init"):
+        rounds(scan_folder, tmp_path / "r", f"init={ambient_run / 'prior'}")
+    with pytest.raises(pytest.fail.Exception, match="run again"):
+        rounds(scan_folder, tmp_path / "r", f"init={ambient_run}", "em.rounds=3")
+
+
+def test_without_a_prior_to_begin_with(scan_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(AmbientMRIError, match="objective=em begins with a prior: give init=RUN"):
+        rounds(scan_folder, tmp_path)
+
+
+def test_images_of_another_e_step_are_not_mixed(tmp_path: Path) -> None:
+    em.claim(tmp_path, {"method": "one_step", "weights": "a"})
+    em.claim(tmp_path, {"method": "one_step", "weights": "a"})
+    with pytest.raises(AmbientMRIError, match="holds images of another E-step: it differs in weights"):
+        em.claim(tmp_path, {"method": "one_step", "weights": "b"})
+
+
+def test_wavelet_reconstructions_as_the_e_step(scan_folder: Path, tmp_path: Path) -> None:
+    settings = [o for o in EM if not o.startswith("objective")]
+    overrides = arguments(scan_folder, tmp_path, "objective=wavelet_edm", *settings)
+    prior = load_prior(expectation_maximisation(compose(overrides)))
+    assert prior.kind == "clean" and prior.metadata["em_round"] == 1
+    made_by = json.loads((tmp_path / "round_1" / "reconstructions" / "made_by.json").read_text())
+    assert made_by == {"method": "l1_wavelet"}
+    recorded, truth = images(tmp_path / "round_1")["v0.h5"], read_images(scan_folder / "references" / "v0.h5").images
+    assert np.linalg.norm(recorded - truth) < 0.2 * np.linalg.norm(truth)
+    assert not (tmp_path / "round_0.json").is_file(), "there is no prior to begin with"
+
+
+@pytest.mark.parametrize(
+    ("errors", "share", "stops"),
+    [([0.3], 0.0, False), ([0.3, 0.29], 0.0, False), ([0.3, 0.29], 0.05, True), ([0.3, 0.3], 0.0, True),
+     ([0.3, 0.31], 0.0, True), ([0.3, 0.31], None, False), ([0.3, 0.2, 0.21], 0.0, True)],
+)  # fmt: skip
+def test_the_rounds_end_when_held_out_lines_no_longer_improve(
+    errors: list[float], share: float | None, stops: bool
+) -> None:
+    assert bool(stop_reason(errors, share)) is stops
+    assert not stops or "held-out lines went from 0." in stop_reason(errors, share)
