@@ -291,7 +291,12 @@ def test_demo_gets_its_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     seen: list[object] = []
     monkeypatch.setattr("ambient_mri.demo.run_demo", lambda out, **options: seen.append((out, options)))
     assert run("demo", "--out", tmp_path, "--seed", 2, "--minutes", 1.5, "--fresh") == 0
-    assert seen == [(tmp_path, {"seed": 2, "minutes": 1.5, "fresh": True})]
+    assert run("demo", "--out", tmp_path, "--train") == 0
+    given = {"prior": "brain128", "seed": 2, "minutes": 1.5, "fresh": True}
+    assert seen == [
+        (tmp_path, given),
+        (tmp_path, {"prior": None, "seed": 0, "minutes": 3.0, "fresh": False}),
+    ]
 
 
 def test_an_interrupt_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

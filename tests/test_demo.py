@@ -26,6 +26,7 @@ TINY = DemoSettings(
     samples=3,
     sampler_steps=4,
     phantom_size=32,
+    phantom_acceleration=2.0,
     volumes=2,
     slices=2,
     ambient_steps=3,
@@ -39,7 +40,7 @@ TINY = DemoSettings(
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoResult, Path, str]:
     """A toy demo, its folder, and what it printed."""
     out, text = tmp_path_factory.mktemp("demo"), io.StringIO()
-    return run_demo(out, settings=TINY, console=Console(file=text, width=200)), out, text.getvalue()
+    return run_demo(out, prior=None, settings=TINY, console=Console(file=text, width=200)), out, text.getvalue()
 
 
 def test_the_embedded_slice_is_always_the_same() -> None:
@@ -96,7 +97,7 @@ def test_table_and_files(finished: tuple[DemoResult, Path, str]) -> None:
     assert {"psnr", "ssim", "nrmse", "seconds"} <= stored.definitions.keys()
     assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert all(path.exists() for path in result.files.values())
-    assert load_prior(result.files["prior"]).kind == "ambient"
+    assert load_prior(next((out / "cache").glob("*/prior"))).kind == "ambient"
 
 
 def test_scores_are_those_of_the_stored_reconstruction(finished: tuple[DemoResult, Path, str]) -> None:
@@ -120,7 +121,8 @@ def test_what_it_says(finished: tuple[DemoResult, Path, str]) -> None:
     gain = result.value(result.ours, "psnr") - result.value("l1_wavelet", "psnr")
     assert f"{abs(gain):.2f} dB {'above' if gain > 0 else 'below'} L1-wavelet" in text
     assert (gain > 0) or "What helps" in text
-    assert f"ambient-mri reconstruct {out / 'scan.npz'} --prior {result.files['prior']}" in text
+    prior = next((out / "cache").glob("*/prior"))
+    assert f"ambient-mri reconstruct {out / 'scan.npz'} --prior {prior}" in text
 
 
 def test_a_second_run_trains_nothing_and_gives_the_same(
@@ -133,11 +135,11 @@ def test_a_second_run_trains_nothing_and_gives_the_same(
 
     monkeypatch.setattr("ambient_mri.training.run.train", never)
     text = io.StringIO()
-    second = run_demo(out, settings=TINY, console=Console(file=text, width=200))
+    second = run_demo(out, prior=None, settings=TINY, console=Console(file=text, width=200))
     assert "--fresh trains again" in text.getvalue()
     np.testing.assert_array_equal(second.reconstruction.mean, first.reconstruction.mean)
     with pytest.raises(AssertionError, match="trained again"):
-        run_demo(out, settings=TINY, minutes=6.0, console=Console(file=text))
+        run_demo(out, prior=None, settings=TINY, minutes=6.0, console=Console(file=text))
 
 
 def test_effort_is_a_number_of_steps() -> None:
@@ -145,3 +147,12 @@ def test_effort_is_a_number_of_steps() -> None:
     assert longer.ambient_steps == 200
     with pytest.raises(AmbientMRIError, match="minutes must be a positive finite number"):
         DemoSettings().for_minutes(-1)
+
+
+def test_by_default_the_shipped_prior_is_used(tmp_path: Path) -> None:
+    text = io.StringIO()
+    result = run_demo(tmp_path, settings=TINY, console=Console(file=text, width=200))
+    assert result.ours == "em/split_gibbs/mean3" and result.reconstruction.settings["prior"] == "brain128"
+    assert not (tmp_path / "cache").exists()
+    for phrase in ("brain128", "No fully sampled scan was used", "--prior brain128"):
+        assert phrase in text.getvalue()

@@ -13,6 +13,8 @@ from ambient_mri.cli.files import check_writable, load_array
 from ambient_mri.cli.terminal import log_to_stderr, one_line, show_facts
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ambient_mri.reconstruct import Reconstruction
 
 __all__ = ["OUTPUTS", "SAMPLERS", "demo", "evaluate", "info", "misplaced_train", "reconstruct", "sample"]
@@ -41,7 +43,8 @@ def demo(options: argparse.Namespace) -> int:
     from ambient_mri.demo import run_demo
 
     log_to_stderr(logging.DEBUG if options.debug else logging.INFO)
-    run_demo(options.out, seed=options.seed, minutes=options.minutes, fresh=options.fresh)
+    prior = None if options.train else options.prior
+    run_demo(options.out, prior=prior, seed=options.seed, minutes=options.minutes, fresh=options.fresh)
     return 0
 
 
@@ -59,7 +62,7 @@ def reconstruct(options: argparse.Namespace) -> int:
         options.scan,
         prior=options.prior,
         mask=load_array(options.mask, "mask") if options.mask else None,
-        coil_maps=load_array(options.coil_maps, "coil_maps") if options.coil_maps else None,
+        coil_maps=_coil_maps(options.coil_maps),
         noise_std=options.noise_std,
         samples=options.samples,
         sampler=options.sampler,
@@ -154,6 +157,11 @@ def evaluate(options: argparse.Namespace) -> int:
 def misplaced_train(options: argparse.Namespace) -> int:
     """Only reached where ``train`` is not the first word; the parser knows the command for its help alone."""
     raise AmbientMRIError("write `ambient-mri train ...`, with train as the first word.")
+
+
+def _coil_maps(argument: str | None) -> np.ndarray | str | None:
+    """A method by name, or the array that the argument points to."""
+    return argument if argument in (None, "espirit", "joint") else load_array(argument, "coil_maps")
 
 
 def _facts(result: Reconstruction, written: Sequence[Path]) -> dict[str, object]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ambient_mri.cli import commands, doctor, prepare
+from ambient_mri.cli import commands, doctor, evaluate, prepare
 
 __all__ = ["make_parser", "slice_range"]
 
@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    _demo_arguments(add("demo", commands.demo, "the main job on an embedded slice: train, reconstruct, compare"))
+    _demo_arguments(add("demo", commands.demo, "the main job on an embedded slice: reconstruct it, compare"))
     _reconstruct_arguments(add("reconstruct", commands.reconstruct, "reconstruct an undersampled scan with a prior"))
     text = "make prepared scans for training of raw k-space files, or of a fastMRI root"
     prepare.add_arguments(add("prepare", prepare.run, text), slice_range)
@@ -62,9 +62,10 @@ def make_parser() -> argparse.ArgumentParser:
     info.add_argument("path", metavar="FILE", help="k-space file, reconstruction, prior folder, or name of a prior")
     info.add_argument("--slices", type=slice_range, metavar="A:B", help="look at slices A to B - 1 only")
     add("doctor", doctor.run, "check versions, GPU, BART, extras and data folders; status 1 where something is wrong")
-    evaluate = add("evaluate", commands.evaluate, "score a reconstruction against the reference of its scan")
-    evaluate.add_argument("reconstruction", metavar="RECON", help="HDF5 file that `reconstruct` wrote")
-    evaluate.add_argument("reference", metavar="REFERENCE", help="fully sampled file in fastMRI's layout")
+    text = "score reconstructions, or scans and priors, against references"
+    evaluate.add_evaluate_arguments(add("evaluate", evaluate.evaluate, text), slice_range)
+    text = "measure, on scans with references, the factor that makes a prior's standard deviations honest"
+    evaluate.add_calibrate_arguments(add("calibrate", evaluate.calibrate, text), slice_range)
     return parser
 
 
@@ -72,6 +73,8 @@ def _demo_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--out", type=Path, default=Path("ambient_mri_demo"), metavar="FOLDER", help="default: %(default)s")
     add("--seed", type=int, default=0, help="of everything that is drawn (default: %(default)s)")
+    add("--prior", default="brain128", metavar="P", help="shipped name or prior folder (default: %(default)s)")
+    add("--train", action="store_true", help="train a small prior on simulated scans of phantoms first, and use it")
     add("--minutes", type=float, default=3.0, metavar="M", help="of training on two quiet cores (default: %(default)s)")
     add("--fresh", action="store_true", help="train again, even where a trained prior is there")
 
@@ -82,9 +85,13 @@ def _reconstruct_arguments(command: argparse.ArgumentParser) -> None:
     add("--prior", required=True, help="prior folder, or the name of a shipped prior")
     add("--sampler", default="split_gibbs", choices=commands.SAMPLERS, help="default: %(default)s")
     add("--samples", type=int, default=8, metavar="K", help="samples a slice (default: %(default)s)")
-    add("--steps", type=int, metavar="N", help="noise levels; the sampler's own number by default")
+    add("--steps", type=evaluate.step_number, metavar="N", help="noise levels, or auto; the sampler's own by default")
     add("--mask", metavar="FILE[:NAME[:INDEX]]", help="sampling mask: .npy, .npz or .h5 (inferred by default)")
-    add("--coil-maps", metavar="FILE[:NAME[:INDEX]]", help="coil maps (the scan's own, or estimated, by default)")
+    add(
+        "--coil-maps",
+        metavar="FILE[:NAME[:INDEX]]|espirit|joint",
+        help="coil maps, or how to find them (default: the scan's own; else joint below 6 ACS lines, espirit above)",
+    )
     add("--noise-std", type=float, metavar="X", help="noise per real part, raw units (estimated by default)")
     add("--slices", type=slice_range, metavar="A:B", help="slices A to B - 1, or one number (all by default)")
     add("--seed", type=int, default=0, help="of the samples (default: %(default)s)")

@@ -1,11 +1,11 @@
 """``ambient-mri demo``: the main job from start to finish, with nothing downloaded.
 
-    phantoms -> simulated scans, R = 4 -> ambient training -> a head slice's simulated scan, reconstructed,
-             beside three baselines
+    a prior (the one that ships, or a small one trained here) -> a head slice's simulated scan, reconstructed,
+    beside three baselines
 
-The head is a real MR slice that comes with matplotlib, and its multi-coil k-space is *simulated*. So is everything that
-the prior is trained on: phantoms, never a head, and of these the undersampled scans alone. The head's reference serves
-the scores and the figure; what reconstructs reads the scan's file.
+The head is a real MR slice that comes with matplotlib, and its multi-coil k-space is *simulated*. It is sagittal, where
+the shipped prior knows axial heads. A prior trained here sees phantoms, never a head, and of these the undersampled
+scans alone. The head's reference serves the scores and the figure; what reconstructs reads the scan's file.
 """
 
 from __future__ import annotations

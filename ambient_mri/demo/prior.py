@@ -34,8 +34,9 @@ def trained_prior(cache: Path, settings: DemoSettings, seed: int, *, fresh: bool
         return run / "prior"
     count, size = settings.volumes * settings.slices, settings.phantom_size
     say(
-        f"It sees {count} simulated scans of {size} x {size} phantoms at R = {settings.acceleration:g}: no head, no "
-        "fully sampled scan. A prior worth using trains for hours; this one shows the way in minutes."
+        f"It sees {count} simulated scans of {size} x {size} phantoms at R = "
+        f"{settings.phantom_acceleration:g}: no head, no fully sampled scan. A prior worth using trains for hours; "
+        "this one shows the way in minutes."
     )
     say(f"ambient training, {settings.ambient_steps} steps: hide measured lines, and learn to fill them in")
     _train(settings, seed, cache, settings.ambient_steps, objective="ambient", run_dir=run)
@@ -56,7 +57,7 @@ def _train(settings: DemoSettings, seed: int, cache: Path, steps: int, **overrid
         "data.seed": seed,
         "data.cache": cache / "scans",
         "corruption": "random_lines",
-        "corruption.law.acceleration": settings.acceleration,
+        "corruption.law.acceleration": settings.phantom_acceleration,
         "corruption.law.acs_lines": settings.phantom_acs_lines,
         "network": "unet_small",
         "network.channels": settings.channels,

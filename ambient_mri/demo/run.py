@@ -1,4 +1,4 @@
-"""The demo itself: train, reconstruct, score, show."""
+"""The demo itself: take or train a prior, reconstruct, score, show."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ambient_mri.demo.head import write_scan
 from ambient_mri.demo.prior import trained_prior
 from ambient_mri.demo.settings import DEFAULT_MINUTES, DemoSettings
 from ambient_mri.measurement import Measurement
+from ambient_mri.prior import Prior, load_prior
 from ambient_mri.reconstruct import Reconstruction, ReconstructionWarning, reconstruct
 from ambient_mri.reconstruct.volume import Volume, read_raw
 from ambient_mri.report.records import Row, write_records
@@ -55,7 +56,7 @@ class DemoResult:
     @property
     def ours(self) -> str:
         """The method name of our reconstruction in ``rows``."""
-        return _method_name(self.reconstruction.samples.shape[1])
+        return _method_name(self.reconstruction)
 
     def value(self, method: str, metric: str) -> float:
         """One number of the table."""
@@ -65,16 +66,18 @@ class DemoResult:
 def run_demo(
     out: str | Path,
     *,
+    prior: str | Path | None = "brain128",
     seed: int = 0,
     minutes: float = DEFAULT_MINUTES,
     fresh: bool = False,
     settings: DemoSettings | None = None,
     console: Console | None = None,
 ) -> DemoResult:
-    """Train a small prior on simulated phantom scans, reconstruct the embedded head slice, compare, show.
+    """Reconstruct the embedded head slice with a prior, beside three baselines, and show what came of it.
 
     Args:
-        out: Folder for everything that is made; a second run finds the trained prior in its ``cache``.
+        out: Folder for everything that is made; a second run finds a trained prior in its ``cache``.
+        prior: A shipped name or a prior folder. None: train a small one on simulated phantom scans first.
         seed: Of everything that is drawn.
         minutes: Effort of the training. It decides the number of steps, by what two quiet cores do in that time, so
             that the result is the same on every machine, and the time is not.
@@ -84,6 +87,7 @@ def run_demo(
 
     Raises:
         AmbientMRIError: If matplotlib's sample data are not installed, or ``minutes`` is not positive.
+        PriorError: If there is no such prior.
     """
     started = time.perf_counter()
     chosen = (DemoSettings() if settings is None else settings).for_minutes(minutes)
@@ -91,8 +95,11 @@ def run_demo(
     out.mkdir(parents=True, exist_ok=True)
     scan = out / "scan.npz"
     reference = write_scan(chosen, seed, scan)
-    terminal.head("1. A small prior, learned from undersampled scans alone")
-    prior = trained_prior(out / "cache", chosen, seed, fresh=fresh, say=terminal.say)
+    terminal.head("1. A prior, learned from undersampled scans alone")
+    if prior is None:
+        prior = trained_prior(out / "cache", chosen, seed, fresh=fresh, say=terminal.say)
+    else:
+        terminal.say(_what_it_is(load_prior(prior)))
     terminal.head("2. The scan: a real head slice that comes with matplotlib, its k-space simulated")
     terminal.say(
         f"cropped in k-space to {chosen.size} x {chosen.size}; {chosen.coils} coils, R = {chosen.acceleration:g} with "
@@ -103,16 +110,15 @@ def run_demo(
     result, notes = _reconstruct(scan, prior, chosen, seed)
     ours = result.magnitude[0]
     images[f"ours, mean of {chosen.samples}"] = ours
-    rows += _score(_method_name(chosen.samples), reference, ours, result.settings["seconds"], chosen)
+    rows += _score(_method_name(result), reference, ours, result.settings["seconds"], chosen)
     files = {
         "figure": _draw(out / "figure.png", images, reference, result, chosen),
         "results": _write_results(out / "results.json", rows, result, chosen, seed),
         "reconstruction": result.save(out / "recon.h5")[0],
         "scan": scan,
-        "prior": prior,
     }
     demo = DemoResult(rows, result, reference, files)
-    _show(demo, notes, terminal, time.perf_counter() - started)
+    _show(demo, str(prior), notes, terminal, time.perf_counter() - started)
     return demo
 
 
@@ -133,7 +139,14 @@ def _run_baselines(
     return images, rows
 
 
-def _reconstruct(scan: Path, prior: Path, settings: DemoSettings, seed: int) -> tuple[Reconstruction, list[str]]:
+def _what_it_is(prior: Prior) -> str:
+    """One line on a prior, from its card."""
+    seen, law = prior.metadata.get("images_seen"), prior.metadata.get("sampling_law", {})
+    said = prior.metadata.get("description") or f"{prior.name}, {prior.kind}, {seen} training images, {law}."
+    return f"{prior.name}: {said} (--train trains a small one on phantoms first)"
+
+
+def _reconstruct(scan: Path, prior: str | Path, settings: DemoSettings, seed: int) -> tuple[Reconstruction, list[str]]:
     """What a user gets from the scan's file and the prior's folder, and what it warns of."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ReconstructionWarning)
@@ -165,7 +178,7 @@ def _draw(
         std=None if deviation is None else deviation[0],
         mask=result.mask[0, 0],
         title=f"Simulated {settings.coils}-coil scan of a real head slice, R = {settings.acceleration:g}; prior "
-        "trained for minutes on undersampled scans of phantoms alone",
+        f"{result.settings['prior']}, learned from undersampled scans alone",
     )
 
 
@@ -175,7 +188,7 @@ def _write_results(path: Path, rows: list[Row], result: Reconstruction, settings
     return path
 
 
-def _show(demo: DemoResult, notes: list[str], terminal: _Terminal, seconds: float) -> None:
+def _show(demo: DemoResult, prior: str, notes: list[str], terminal: _Terminal, seconds: float) -> None:
     """The table, what it means, where everything is, what to do next."""
     from ambient_mri.report.tables import rich_table
 
@@ -197,7 +210,7 @@ def _show(demo: DemoResult, notes: list[str], terminal: _Terminal, seconds: floa
     for name, path in demo.files.items():
         terminal.say(f"{name:15}{path}")
     terminal.head("Next")
-    scan, prior = demo.files["scan"], demo.files["prior"]
+    scan = demo.files["scan"]
     terminal.say(f"ambient-mri info {scan}")
     terminal.say(f"ambient-mri reconstruct {scan} --prior {prior} --samples 4 --out again.h5 --report report.html")
     terminal.say("ambient-mri train data=prepared data.root=YOUR_SCANS objective=ambient")
@@ -224,8 +237,9 @@ class _Terminal:
         self.console.print(content)
 
 
-def _method_name(samples: int) -> str:
-    return f"ambient/split_gibbs/mean{samples}"
+def _method_name(result: Reconstruction) -> str:
+    objective = "em" if result.settings["prior_kind"] == "clean" else "ambient"
+    return f"{objective}/split_gibbs/mean{result.samples.shape[1]}"
 
 
 def _finite(value: Any) -> Any:

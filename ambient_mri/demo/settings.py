@@ -8,7 +8,7 @@ from ambient_mri._checks import check_positive
 
 __all__ = ["DEFAULT_MINUTES", "DemoSettings"]
 
-# What the default training takes on two quiet cores.
+# What the training takes on two quiet cores, where it is asked for.
 DEFAULT_MINUTES = 3.0
 
 
@@ -19,12 +19,13 @@ class DemoSettings:
     Attributes:
         size: Rows and columns of the head slice.
         coils: Of the head's scan.
-        acceleration: R, of the head's scan and of the training scans.
+        acceleration: R of the head's scan.
         acs_lines: Calibration lines of the head's scan.
         noise_std: Per real part, where the brightest pixels of the head are 1.
         samples: Posterior samples.
         sampler_steps: Noise levels of the sampler.
         phantom_size: Rows and columns of the training phantoms.
+        phantom_acceleration: R of the training scans.
         phantom_acs_lines: Calibration lines of the training scans.
         volumes: Training phantoms, each a head of its own.
         slices: Of every phantom.
@@ -38,12 +39,13 @@ class DemoSettings:
 
     size: int = 128
     coils: int = 8
-    acceleration: float = 4.0
-    acs_lines: int = 12
+    acceleration: float = 8.0
+    acs_lines: int = 8
     noise_std: float = 0.01
     samples: int = 8
     sampler_steps: int = 50
     phantom_size: int = 64
+    phantom_acceleration: float = 4.0
     phantom_acs_lines: int = 8
     volumes: int = 100
     slices: int = 4
