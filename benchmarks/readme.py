@@ -40,9 +40,22 @@ def demo_table(result: ResultFile) -> str:
     )
 
 
+def maps_table(result: ResultFile) -> str:
+    """PSNR and SSIM for every number of calibration lines and every kind of coil maps."""
+    return markdown_table(
+        result.rows,
+        index=("case", "acceleration", "acs_lines"),
+        columns="coil_maps",
+        metric=("psnr", "ssim"),
+        average_over=("mask",),
+        definitions=result.definitions,
+    )
+
+
 BLOCKS: dict[str, tuple[str, Callable[[ResultFile], str], tuple[str, ...]]] = {
     "results": ("reconstruct.json", reconstruct_table, ("README.md", "benchmarks/README.md")),
     "demo": ("demo.json", demo_table, ("README.md",)),
+    "maps": ("maps.json", maps_table, ("benchmarks/README.md",)),
 }
 
 
