@@ -20,17 +20,20 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ambient_mri._checks import check_option, check_positive, require
+from ambient_mri._checks import AmbientMRIError, check_option, check_positive, require
 from ambient_mri.corruption import Corruption
 from ambient_mri.measurement import Measurement
-from ambient_mri.operators.base import LinearOperator
+from ambient_mri.networks.layers import ErrorHead
+from ambient_mri.operators.base import Identity, LinearOperator
 from ambient_mri.operators.linear_solvers import solve_regularized
+from ambient_mri.stationary import StationaryGaussian
 from ambient_mri.tensors import from_channels, per_row, to_channels
 
 __all__ = [
@@ -43,6 +46,10 @@ __all__ = [
     "apply_network",
     "output_scale",
 ]
+
+
+# Conjugate-gradient steps of the Wiener filter: with nothing missing the preconditioner is exact but for the edges.
+_FILTER_ITERATIONS = 3
 
 
 class Denoiser(nn.Module):
@@ -140,6 +147,8 @@ class CleanDenoiser(Denoiser):
         profile: The mask encoder of an ambient network, so that its weights can be taken over; sees a full mask.
         mask_channels: As for :class:`ConditionalDenoiser`; sees a full mask, too.
         precision: ``"bf16"`` runs the network under autocast; the preconditioning stays in float32.
+        error_frequencies: Size of a head that learns the denoiser's error at every sigma; 0 for none.
+        covariance: As for :class:`ConditionalDenoiser`: x_lin is then the Wiener filter of that model.
     """
 
     def __init__(
@@ -152,19 +161,54 @@ class CleanDenoiser(Denoiser):
         profile: ProfileEncoder | None = None,
         mask_channels: int = 0,
         precision: str = "bf16",
+        error_frequencies: int = 0,
+        covariance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(sd, sigma_min, sigma_max)
+        self.stationary = None if covariance is None else StationaryGaussian(**covariance)
         self.network, self.profile, self.precision = network, profile, _precision(precision)
         self.mask_channels = mask_channels
+        self.error_head = ErrorHead(error_frequencies) if error_frequencies else None
 
     def forward(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        level = per_row(sigma, x_t)
-        x_lin = x_t * (self.sd**2 / (self.sd**2 + level.square()))
+        x_lin = self._linear_start(x_t, sigma)
         condition = None if self.profile is None else self.profile(torch.ones_like(x_t.real[:, :1, :1, :]))
-        scale = per_row(output_scale(sigma.to(x_t.device), self.sd, 1.0, 0.0), x_t)
+        scale = per_row(self.expected_error(sigma.to(x_t.device)), x_t)
         mask = torch.ones_like(x_t.real[:, :1]).expand(-1, self.mask_channels, -1, -1)
         output = apply_network(self.network, x_t, x_lin, sigma, self.sd, condition, self.precision, mask)
         return x_lin + scale * output
+
+    def _linear_start(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        """x_lin: c_skip x_t, or the Wiener filter."""
+        if self.stationary is None:
+            return x_t * (self.sd**2 / (self.sd**2 + per_row(sigma, x_t).square()))
+        level = sigma.to(x_t).expand(len(x_t))
+        rate = torch.ones_like(level)
+        return self.stationary.posterior_mean(Identity(), x_t, level, rate, iterations=_FILTER_ITERATIONS)
+
+    def expected_error(self, sigma: Tensor) -> Tensor:
+        """c_out, (b,), as for :class:`ConditionalDenoiser`."""
+        if self.stationary is None:
+            return output_scale(sigma, self.sd, 1.0, 0.0)
+        return self.stationary.error(sigma, torch.ones_like(sigma))
+
+    def log_relative_variance(self, sigma: Tensor) -> Tensor:
+        """ln u^2, (b,): the learned squared error at sigma, relative to c_out^2.
+
+        Raises:
+            AmbientMRIError: If the model has no head for it.
+        """
+        if self.error_head is None:
+            raise AmbientMRIError(
+                "this denoiser was built without error_frequencies and learns no error. Train it with "
+                "objective=supervised_uncertainty."
+            )
+        return self.error_head((sigma / self.sd).log() / 4)
+
+    def learned_error(self, sigma: Tensor) -> Tensor:
+        """The rms error per real part at sigma that training has learned, (b,)."""
+        relative = torch.exp(0.5 * self.log_relative_variance(sigma))
+        return relative * self.expected_error(sigma)
 
 
 class ConditionalDenoiser(nn.Module):
@@ -181,6 +225,8 @@ class ConditionalDenoiser(nn.Module):
         mask_channels: Channels in which the network sees the mask beside the image, for masks that lie on pixels: 1, or
             one a colour. A k-space mask is aligned with nothing in the image; 0.
         precision: As for :class:`CleanDenoiser`.
+        covariance: Of natural images, arguments of :class:`~ambient_mri.stationary.StationaryGaussian`. x_lin is then
+            the posterior mean under it and c_out its error (``e0`` is of no use); white images, as above, when None.
     """
 
     kind = "ambient"
@@ -198,9 +244,11 @@ class ConditionalDenoiser(nn.Module):
         profile: ProfileEncoder | None = None,
         mask_channels: int = 0,
         precision: str = "bf16",
+        covariance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_positive("sd", sd)
+        self.stationary = None if covariance is None else StationaryGaussian(**covariance)
         self.network, self.precision = network, _precision(precision)
         self.profile = ProfileEncoder() if profile is None else profile
         self.mask_channels = mask_channels
@@ -220,21 +268,31 @@ class ConditionalDenoiser(nn.Module):
             x_hat (b, 1, H, W). Differentiable in z, the linear part included; that part is constant for the optimiser.
         """
         u = operator.adjoint(z)
-        lam = sigma.square() / self.sd**2
-        solution = solve_regularized(
-            operator, u, lam, x0=u / (1 + per_row(lam, u)), max_iterations=self.cg_iterations, rtol=0.0
-        )
-        x_lin = solution.x
         rate = kept.float().mean(dim=(1, 2, 3)).expand(len(u))
-        scale = per_row(output_scale(sigma, self.sd, rate, self.e0), u)
+        x_lin = self._linear_start(z, u, sigma, operator, rate)
+        scale = per_row(self.expected_error(sigma, rate), u)
         condition = self.profile(kept).expand(len(u), -1)
         mask = kept.expand(len(u), self.mask_channels, *u.shape[-2:]) if self.mask_channels else None
         output = apply_network(self.network, u, x_lin, sigma, self.sd, condition, self.precision, mask)
         return x_lin + scale * output
 
+    def _linear_start(self, z: Tensor, u: Tensor, sigma: Tensor, operator: LinearOperator, rate: Tensor) -> Tensor:
+        """x_lin, (b, c, H, W)."""
+        if self.stationary is not None:
+            return self.stationary.posterior_mean(operator, z, sigma, rate, iterations=self.cg_iterations)
+        lam = sigma.square() / self.sd**2
+        start = u / (1 + per_row(lam, u))
+        return solve_regularized(operator, u, lam, x0=start, max_iterations=self.cg_iterations, rtol=0.0).x
+
+    def expected_error(self, sigma: Tensor, rate: Tensor) -> Tensor:
+        """c_out, (b,): the rms that the network's contribution is expected to have, which is the error of x_lin."""
+        if self.stationary is not None:
+            return self.stationary.error(sigma, rate)
+        return output_scale(sigma, self.sd, rate, self.e0)
+
     def loss_weight(self, sigma: Tensor, rate: Tensor) -> Tensor:
         """lambda(sigma) = 1 / c_out^2, (b,)."""
-        return output_scale(sigma, self.sd, rate, self.e0).square().reciprocal()
+        return self.expected_error(sigma, rate).square().reciprocal()
 
     def as_denoiser(
         self,
@@ -296,7 +354,7 @@ class AmbientDenoiser(Denoiser):
     def posterior_std(self, sigma: Tensor) -> Tensor:
         """r_t of an ambient network: what is missing stays missing at every sigma."""
         rate = self.measurement.mask.float().mean(dim=(1, 2, 3)).to(sigma)
-        return output_scale(sigma, self.sd, rate if len(rate) == len(sigma) else rate.mean(), self.model.e0)
+        return self.model.expected_error(sigma, rate if len(rate) == len(sigma) else rate.mean().expand(len(sigma)))
 
     def _lift(self, x_t: Tensor, sigma: Tensor, operator: LinearOperator) -> Tensor:
         """A_tilde x_t with its image noise completed to white noise for each coil (module docstring)."""

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ambient_mri._checks import AmbientMRIError, PriorError, require
+from ambient_mri._checks import AmbientMRIError, PriorError, check_option, require
 from ambient_mri.denoiser import Denoiser
 from ambient_mri.operators import LinearOperator
 from ambient_mri.sampling import Sampler, make_sampler
+from ambient_mri.sampling.automatic import with_automatic_steps
 from ambient_mri.sampling.draw import (
     PriorLike,
     as_prior,
@@ -84,7 +85,7 @@ def solve(
     noise_std: float | Tensor,
     samples: int = 4,
     sampler: str | Sampler = "split_gibbs",
-    steps: int | None = None,
+    steps: int | str | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     batch_size: int | None = None,
@@ -100,7 +101,8 @@ def solve(
         noise_std: Noise of y per real part (and per imaginary part, where complex): a number or (b,).
         samples: Samples for each row of ``y``.
         sampler: A name, one of :data:`~ambient_mri.sampling.SAMPLERS`, or a Sampler.
-        steps: Number of noise levels; the sampler's own default when None.
+        steps: Number of noise levels; the sampler's own default when None. ``"auto"``: by ``noise_std`` and the prior's
+            error curve (:mod:`ambient_mri.sampling.automatic`).
         seed: Of the samples.
         device: That of ``y`` when None.
         batch_size: Rows times samples at a time, by their size when None; all rows of ``y`` are solved side by side, so
@@ -114,7 +116,9 @@ def solve(
         AmbientMRIError: If shapes or values do not fit.
     """
     where = y.device if device is None else choose_device(device)
-    method, loaded = make_sampler(sampler, steps), as_prior(prior, where)
+    if isinstance(steps, str):
+        check_option("steps", steps, ("auto",))
+    method, loaded = make_sampler(sampler, None if isinstance(steps, str) else steps), as_prior(prior, where)
     model = loaded.model
     if not isinstance(model, Denoiser):
         raise PriorError(
@@ -122,6 +126,8 @@ def solve(
             "measurements are missing. Use reconstruct()."
         )
     method.check_kind("clean")
+    if steps == "auto":
+        method = with_automatic_steps(method, model, float(torch.as_tensor(noise_std).float().median()))
     count, y = sample_count(method, samples), y.to(where)
     shape = (int(y.shape[-2]), int(y.shape[-1]))
     channels = 1 if y.ndim < 4 else y.shape[1]

@@ -1,49 +1,51 @@
-r"""A stationary Gaussian model of images, and the posterior mean under it: interpolation that knows natural images.
+r"""A stationary Gaussian model of images, and its posterior mean: interpolation and smoothing that know natural images.
 
-    x ~ N(0, C),   C = U diag(K_1 .. K_c) U^H,   K_k(r) = sum_j w_kj m(r / l_j) + nugget,   m(d) = (1 + d) exp(-d)
+    x ~ N(0, C) ,   C = U diag(K_1 .. K_c) U^T ,   K_k(r) = sum_j w_kj m(r / l_j) + nugget ,   m(d) = (1 + d) exp(-d)
 
 U: colours without correlation; m: the Matern covariance of smoothness 3/2, whose mixtures over lengths l_j have the
-1 / f^p spectra of natural images and are positive definite for weights w >= 0, at any size of image. Then
+1 / f^p spectra of natural images and are positive definite for w >= 0, at any size of image. For z = A x + sigma n the
+posterior mean has a smooth part x_s and a white one,
 
-    E[x | z] = C A^H ( A C A^H + sigma^2 I )^-1 z ,       z = A x + sigma n
+    ( A^H A + lam S^-1 ) x_s = A^H z ,      x = x_s + (nugget / lam) A^H (z - A x_s) ,      lam = sigma^2 + nugget
 
-by conjugate gradients, differentiable in z. C is applied by FFT on a grid half as large again, so that opposite edges
-do not touch. The nugget is white texture; with it conjugate gradients converge, and data without noise are met exactly.
+exact where the rows of A are orthonormal (every mask), so that data without noise are met exactly. S, the spectrum, is
+applied by FFT on a grid half as large again: opposite edges do not touch. Conjugate gradients are preconditioned by
+S / (rho S + lam), rho the share of the locations, exact at rho = 1 but for edges; they are differentiable in z.
 
-The error of E[x | z], for a share rho of the locations, from the fixed point of
+The covariance is estimated from measurements alone (:func:`fit_stationary`): products of pixels that were both
+measured, the noise taken off at distance zero.
 
-    v = mean over the spectrum S of  S t / (S + t) ,      t = ( sigma^2 + (1 - rho) v ) / rho
-
-where what is missing counts as noise; exact at rho = 1 (but for edges), an approximation below it.
-
-The covariance is estimated from measurements alone (:func:`fit_stationary`): pairs of pixels that were both measured,
-the noise taken off at distance zero.
-
-Reference: Rasmussen & Williams 2006, section 4.2.1 (Matern); Field 1987, J. Opt. Soc. Am. A 4 (1 / f^2).
+Reference: Rasmussen & Williams 2006, sections 2.2 and 4.2.1 (Matern); Field 1987, J. Opt. Soc. Am. A 4 (1 / f^2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ambient_mri._checks import check_positive, require
 from ambient_mri.operators.base import LinearOperator
-from ambient_mri.operators.linear_solvers import conjugate_gradient
-from ambient_mri.tensors import per_row
+from ambient_mri.tensors import keyed_generator, per_row, real_inner
 
 __all__ = ["LENGTHS", "NUGGET", "StationaryGaussian", "fit_stationary", "products_of"]
 
 # Pixels. The mixture is fitted to them; more of them change nothing.
 LENGTHS = (0.6, 1.2, 2.4, 4.8, 9.6, 19.2)
-# White variance as a share of the whole.
-NUGGET = 0.003
-# Distances that are fitted, pixels; and the levels of the error's table.
+# White variance as a share of the largest variance of a colour. With 0.003 the solution is 0.1 dB better on natural
+# images, and conjugate gradients need twice as many steps.
+NUGGET = 0.005
+# Distances that are fitted, pixels.
 _REACH = 16.0
-_LEVELS = 96
+# Side of the images, rates, and sigmas (in units of the standard deviation) for which errors are tabulated.
+_SIDE = 16
+_RATES = tuple(0.05 + 0.95 * i / 8 for i in range(9))
+_SIGMAS = tuple(10 ** (-3 + 0.2 * i) for i in range(26))
+# What missing locations add to the preconditioner, in units of the variance; it bears on speed alone.
+_ALIASING = 0.03
 
 
 class StationaryGaussian(nn.Module):
@@ -53,7 +55,7 @@ class StationaryGaussian(nn.Module):
         colours: U, (c, c), orthonormal columns.
         weights: w, (c, lengths), not negative.
         lengths: l, pixels.
-        nugget: White variance as a share of each colour's.
+        nugget: White variance as a share of the largest variance of a colour.
 
     Raises:
         AmbientMRIError: If sizes do not fit, weights are negative, or a colour has no variance.
@@ -82,88 +84,105 @@ class StationaryGaussian(nn.Module):
         require(bool((table >= 0).all() and (table.sum(1) > 0).all()), "weights must not be negative, nor all zero.")
         for name, value in (("colours", basis), ("weights", table), ("lengths", scale)):
             self.register_buffer(name, value, persistent=False)
-        self.nugget = nugget
+        self.nugget = nugget * float(table.sum(1).max())
         self._spectra: dict[tuple[int, int, torch.device], Tensor] = {}
-        self._errors: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor]] = {}
+        self._errors: dict[torch.device, Tensor] = {}
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of a pixel's colour."""
+        return (float(self.weights.sum(1).mean()) + self.nugget) ** 0.5
 
     def kernel(self, distance: Tensor) -> Tensor:
-        """K_k at distances (...), pixels: (c, ...)."""
-        table = (distance == 0).double() * self.nugget * self.weights.sum(1).reshape(-1, *[1] * distance.ndim)
+        """K_k without the nugget at distances (...), pixels: (c, ...), float64."""
+        distance = distance.to(self.weights)
+        table = torch.zeros(len(self.weights), *distance.shape, dtype=torch.float64, device=distance.device)
         for j, length in enumerate(self.lengths.tolist()):
             weight = self.weights[:, j].reshape(-1, *[1] * distance.ndim)
             table = table + weight * (1 + distance / length) * (-distance / length).exp()
         return table
 
-    def covariance(self, x: Tensor) -> Tensor:
-        """C x, (b, c, H, W) real."""
-        height, width = x.shape[-2:]
-        spectrum = self._spectrum(height, width, x.device)
-        basis = self.colours.to(x.dtype)
-        size = (_padded(height), _padded(width))
-        turned = torch.einsum("bchw,ck->bkhw", x, basis)
-        blurred = torch.fft.irfft2(torch.fft.rfft2(turned, s=size) * spectrum.to(x.dtype), s=size)
-        return torch.einsum("bkhw,ck->bchw", blurred[..., :height, :width], basis)
-
-    def posterior_mean(self, operator: LinearOperator, z: Tensor, sigma: Tensor, *, iterations: int) -> Tensor:
+    def posterior_mean(
+        self, operator: LinearOperator, z: Tensor, sigma: Tensor, rate: Tensor, *, iterations: int
+    ) -> Tensor:
         """E[x | z], (b, c, H, W).
 
         Args:
             operator: A, from real images with as many channels as the model has colours.
             z: Data, zero where nothing was measured.
             sigma: Noise of ``z``, (b,).
+            rate: Share of the locations that were measured, (b,).
             iterations: Conjugate-gradient steps, always as many: nothing waits for the GPU.
         """
-        level = per_row(sigma.square(), z)
-        found = conjugate_gradient(
-            lambda w: operator.forward(self.covariance(operator.adjoint(w))) + level * w,
-            z,
-            max_iterations=iterations,
-            rtol=0.0,
-        )
-        return self.covariance(operator.adjoint(found.x))
+        back = operator.adjoint(z)
+        height, width = back.shape[-2:]
+        size, basis = (_padded(height), _padded(width)), self.colours.to(back.dtype)
+        spectrum = self._spectrum(height, width, back.device).to(back.dtype)
+        lam, share = per_row(sigma.square() + self.nugget, back), per_row(rate, back)
 
-    def error(self, sigma: Tensor, rate: Tensor, shape: tuple[int, int]) -> Tensor:
-        """Rms error of E[x | z] per pixel and colour, (b,), by the fixed point of the module docstring.
+        def image(x: Tensor) -> Tensor:
+            return torch.einsum("bkhw,ck->bchw", x[..., :height, :width], basis)
+
+        def coefficients(x: Tensor) -> Tensor:
+            turned = torch.einsum("bchw,ck->bkhw", x, basis)
+            return functional.pad(turned, (0, size[1] - width, 0, size[0] - height))
+
+        def filtered(x: Tensor, gain: Tensor) -> Tensor:
+            return torch.fft.irfft2(torch.fft.rfft2(x) * gain, s=size)
+
+        smooth = _preconditioned(
+            lambda x: coefficients(operator.normal(image(x))) + filtered(x, lam / spectrum),
+            coefficients(back),
+            lambda r: filtered(r, spectrum / (share * spectrum + lam + _ALIASING * (1 - share) * self.std**2)),
+            iterations,
+        )
+        x = image(smooth)
+        return x + self.nugget / lam * (back - operator.normal(x))
+
+    def error(self, sigma: Tensor, rate: Tensor) -> Tensor:
+        """Rms error of E[x | z] per pixel and colour, (b,), for random pixels: by a table of exact values.
 
         Args:
             sigma: (b,).
             rate: Share of the locations that were measured, (b,).
-            shape: Rows and columns.
         """
-        levels, errors = self._error_table(*shape, sigma.device)
-        share = rate.to(sigma).clamp(1e-3, 1.0)
-        v = errors[-1].expand_as(sigma)  # the variance: from above, the iteration falls to the fixed point
-        for _ in range(30):
-            t = ((sigma.square() + (1 - share) * v) / share).log()
-            v = _interpolate(t, levels, errors)
-        return v.sqrt()
+        table = self._error_table(sigma.device)
+        across = (sigma.float() / self.std).clamp(_SIGMAS[0], _SIGMAS[-1]).log10().add(3).div(0.2)
+        down = (rate.to(sigma).float().clamp(_RATES[0], 1.0) - _RATES[0]) * (8 / 0.95)
+        column, row = across.floor().clamp(0, len(_SIGMAS) - 2).long(), down.floor().clamp(0, len(_RATES) - 2).long()
+        right, below = across - column, down - row
+        upper = table[row, column] * (1 - right) + table[row, column + 1] * right
+        lower = table[row + 1, column] * (1 - right) + table[row + 1, column + 1] * right
+        return (upper * (1 - below) + lower * below).exp() * self.std
 
     def _spectrum(self, height: int, width: int, device: torch.device) -> Tensor:
         key = (height, width, device)
         if key not in self._spectra:
-            rows, columns = _wrapped(_padded(height)), _wrapped(_padded(width))
-            distance = (rows[:, None].square() + columns[None].square()).sqrt().to(device)
-            full = torch.fft.rfft2(self.kernel(distance)).real
-            # Long lengths meet themselves around the grid: what that makes negative is as small as the nugget.
-            floor = self.nugget * self.weights.sum(1)[:, None, None]
-            self._spectra[key] = torch.maximum(full, floor)
+            full = torch.fft.rfft2(self.kernel(_distances(_padded(height), _padded(width)))).real
+            # Long lengths meet themselves around the grid, which makes a little of it negative.
+            floor = 1e-4 * self.weights.sum(1)[:, None, None]
+            self._spectra[key] = torch.maximum(full, floor).to(device)
         return self._spectra[key]
 
-    def _error_table(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """ln t, ascending, and v at each of them, float32; the last v is the variance itself."""
-        key = (height, width, device)
-        if key not in self._errors:
-            spectrum = self._spectrum(height, width, device)
-            weight = torch.full((spectrum.shape[-1],), 2.0, dtype=torch.float64, device=device)
-            weight[0] = 1.0  # the half-plane of a real transform holds all but these columns once
-            if _padded(width) % 2 == 0:
-                weight[-1] = 1.0
-            variance = float(self.kernel(torch.zeros((), device=device)).mean())
-            levels = torch.logspace(-8, 8, _LEVELS, dtype=torch.float64, device=device) * variance
-            gain = [((spectrum * t / (spectrum + t) * weight).sum(dim=(1, 2))).mean() for t in levels]
-            errors = torch.stack(gain) / (_padded(height) * _padded(width))
-            self._errors[key] = (levels.log().float(), errors.float())
-        return self._errors[key]
+    def _error_table(self, device: torch.device) -> Tensor:
+        """ln(error / std) at (_RATES, _SIGMAS): the exact posterior covariance on one random mask a rate."""
+        if device not in self._errors:
+            place = torch.cartesian_prod(*[torch.arange(_SIDE, dtype=torch.float64)] * 2)
+            kernel = self.kernel(torch.cdist(place, place).to(self.weights.device)).cpu()
+            kernel = kernel + self.nugget * torch.eye(len(place), dtype=torch.float64)
+            noise = (torch.tensor(_SIGMAS, dtype=torch.float64) * self.std).square()
+            rows = []
+            for rate in _RATES:
+                order = torch.randperm(len(place), generator=keyed_generator("stationary", round(100 * rate)))
+                seen = order[: max(1, round(rate * len(place)))]
+                values, vectors = torch.linalg.eigh(kernel[:, seen][:, :, seen])
+                known = (kernel[:, :, seen] @ vectors).square().sum(dim=1)  # (c, seen)
+                explained = (known[..., None] / (values[..., None] + noise)).sum(dim=1)
+                total = kernel.diagonal(dim1=1, dim2=2).sum(1)[:, None]
+                rows.append((total - explained).clamp_min(0).mean(0) / len(place))
+            table = 0.5 * torch.stack(rows).clamp_min(1e-12).log() - torch.tensor(self.std).log()
+            self._errors[device] = table.float().to(device)
+        return self._errors[device]
 
 
 def fit_stationary(products: Tensor, counts: Tensor) -> dict[str, Any]:
@@ -185,8 +204,7 @@ def fit_stationary(products: Tensor, counts: Tensor) -> dict[str, Any]:
     at_zero = 0.5 * (sample[..., 0, 0] + sample[..., 0, 0].T)
     basis = torch.linalg.eigh(at_zero).eigenvectors
     turned = torch.einsum("abhw,ak,bk->khw", sample, basis, basis)
-    rows, columns = _wrapped(sample.shape[-2]), _wrapped(sample.shape[-1])
-    distance = (rows[:, None].square() + columns[None].square()).sqrt()
+    distance = _distances(sample.shape[-2], sample.shape[-1])
     use = (distance <= _REACH) & (counts.cpu().amin(dim=(0, 1)) > 0)
     trust = 1 / (1 + distance[use]).square()
     scaled = distance[use][:, None] / torch.tensor(LENGTHS, dtype=torch.float64)
@@ -200,7 +218,7 @@ def fit_stationary(products: Tensor, counts: Tensor) -> dict[str, Any]:
     return {"colours": basis.tolist(), "weights": weights, "lengths": list(LENGTHS)}
 
 
-def correlate(y: Tensor, other: Tensor) -> Tensor:
+def _correlate(y: Tensor, other: Tensor) -> Tensor:
     """Sums over images and positions of y(p) other(p + d): (b, h, w) twice -> (2h, 2w), d wrapped."""
     size = (2 * y.shape[-2], 2 * y.shape[-1])
     first, second = (torch.fft.rfft2(t.double(), s=size) for t in (y, other))
@@ -217,8 +235,8 @@ def products_of(y: Tensor, mask: Tensor, noise_std: Tensor) -> tuple[Tensor, Ten
     """
     there = mask.expand_as(y).double()
     count = y.shape[1]
-    pairs = [[correlate(y[:, a], y[:, b]) for b in range(count)] for a in range(count)]
-    seen = [[correlate(there[:, a], there[:, b]) for b in range(count)] for a in range(count)]
+    pairs = [[_correlate(y[:, a], y[:, b]) for b in range(count)] for a in range(count)]
+    seen = [[_correlate(there[:, a], there[:, b]) for b in range(count)] for a in range(count)]
     products, counts = (torch.stack([torch.stack(row) for row in t]) for t in (pairs, seen))
     energy = (there * per_row(noise_std, y).double().square()).sum(dim=(0, 2, 3))
     products[..., 0, 0] -= torch.diag(energy)
@@ -235,8 +253,24 @@ def _wrapped(length: int) -> Tensor:
     return torch.minimum(places, length - places)
 
 
-def _interpolate(at: Tensor, grid: Tensor, values: Tensor) -> Tensor:
-    position = at.clamp(float(grid[0]), float(grid[-1]))
-    right = torch.searchsorted(grid, position.contiguous()).clamp(1, len(grid) - 1)
-    share = (position - grid[right - 1]) / (grid[right] - grid[right - 1])
-    return values[right - 1] + share * (values[right] - values[right - 1])
+def _distances(height: int, width: int) -> Tensor:
+    """Distance from the origin around a torus, (height, width)."""
+    return (_wrapped(height)[:, None].square() + _wrapped(width)[None].square()).sqrt()
+
+
+def _preconditioned(
+    operator: Callable[[Tensor], Tensor], b: Tensor, precondition: Callable[[Tensor], Tensor], iterations: int
+) -> Tensor:
+    """Conjugate gradients with a preconditioner, each row as its own system (Hestenes & Stiefel 1952, section 3)."""
+    x, r = torch.zeros_like(b), b
+    h = precondition(r)
+    p, rho = h, real_inner(r, h)
+    tiny = torch.finfo(b.dtype).tiny
+    for _ in range(iterations):
+        q = operator(p)
+        alpha = per_row(rho / real_inner(p, q).clamp_min(tiny), x)
+        x, r = x + alpha * p, r - alpha * q
+        h = precondition(r)
+        following = real_inner(r, h)
+        p, rho = h + per_row(following / rho.clamp_min(tiny), h) * p, following
+    return x

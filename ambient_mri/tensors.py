@@ -191,9 +191,7 @@ def add_scaled(x: Tensor, scale: Tensor, y: Tensor) -> Tensor:
     """x + scale y for a real ``scale`` that broadcasts to them, in one pass: complex times real is not promoted."""
     if not x.is_complex():
         return torch.addcmul(x, scale, y)
-    parts = torch.addcmul(
-        torch.view_as_real(x.resolve_conj()), scale[..., None], torch.view_as_real(y.resolve_conj())
-    )
+    parts = torch.addcmul(torch.view_as_real(x.resolve_conj()), scale[..., None], torch.view_as_real(y.resolve_conj()))
     return torch.view_as_complex(parts)
 
 

@@ -71,3 +71,26 @@ def test_the_plan_of_the_priors_benchmark() -> None:
     for size in (32, 64, 128):
         for acceleration in benchmark.ACCELERATIONS:
             assert 2 <= benchmark.acs_lines(size, acceleration) < size / acceleration
+
+
+def test_every_chain_of_the_priors_benchmark_sees_the_same_number_of_images() -> None:
+    benchmark = load("quality/priors")
+    for budget in benchmark.BUDGETS.values():
+        assert budget.em_first_steps + budget.em_rounds * budget.em_steps == budget.steps
+        assert 0.35 < budget.em_first_steps / budget.steps < 0.5
+    assert "em.min_improvement=null" in next(r for r in benchmark.plan(budget) if r.objective == "em").overrides
+
+
+def test_adps_is_tuned_on_subjects_that_are_not_scored() -> None:
+    load("quality/features")
+    sys.path.insert(0, str(BENCHMARKS / "quality"))
+    try:
+        split = load("quality/prior_evaluation").split_by_subject
+    finally:
+        sys.path.remove(str(BENCHMARKS / "quality"))
+    files = [Path(f"brain_{kind}_128_{i:04d}.h5") for i in range(11) for kind in ("flair", "t1pre")]
+    scored, tuning = split(files)
+    assert sorted([*scored, *tuning]) == sorted(files) and len(tuning) == 4
+    assert {p.stem[-4:] for p in scored}.isdisjoint(p.stem[-4:] for p in tuning)
+    with pytest.raises(SystemExit, match="different subjects"):
+        split([Path("brain_flair_128_0001.h5"), Path("brain_t1pre_128_0001.h5")])

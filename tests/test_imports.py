@@ -21,13 +21,13 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ambient_mri"
 # may import lower layers and its own, and within a layer no two units import each other, directly or through others.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"_checks", "_files", "tensors"}),
-    frozenset({"measurement", "operators", "masks", "noise", "networks", "metrics"}),
+    frozenset({"measurement", "operators", "masks", "noise", "networks", "metrics", "stationary", "uncertainty"}),
     frozenset({"corruption", "coil_maps", "data", "denoiser", "baselines"}),
     frozenset({"objectives", "prior", "prepare", "comparators"}),
     frozenset({"sampling"}),
     frozenset({"reconstruct", "solve"}),
     frozenset({"report"}),
-    frozenset({"training"}),
+    frozenset({"training", "evaluation"}),
     frozenset({"train", "demo", "cli", "__main__"}),
 )
 LAYER_OF = {unit: depth for depth, units in enumerate(LAYERS) for unit in units}

@@ -218,9 +218,21 @@ def test_import_is_light() -> None:
 
 
 def test_every_metric_of_a_table_is_defined() -> None:
-    functions = set(metrics.__all__) - {"DEFINITIONS", "coverage", "fit_scale", "frechet_distance"}
-    named = functions | {"coverage90", "frechet"}
+    functions = set(metrics.__all__) - {"DEFINITIONS", "coverage", "fit_scale", "frechet_distance", "kernel_distance"}
+    named = functions | {"coverage90", "frechet", "kernel"}
     assert named == set(metrics.DEFINITIONS)
+
+
+def test_kernel_distance_is_unbiased_and_sees_a_shift() -> None:
+    draw = np.random.default_rng(0)
+    same = [metrics.kernel_distance(draw.normal(size=(40, 6)), draw.normal(size=(60, 6))) for _ in range(200)]
+    assert abs(np.mean(same)) < 3 * np.std(same) / 200**0.5, "its mean is zero for sets of one law"
+    pairs = [(draw.normal(size=(300, 6)) + 1, draw.normal(size=(300, 6))) for _ in range(40)]
+    shifted = np.mean([metrics.kernel_distance(*pair) for pair in pairs])
+    # x.y/d has mean 0 and variance 1/6 for means of zero, 2/6 where one set is shifted; both shifted: by simulation.
+    both = (draw.normal(size=(10**6, 6)) + 1) * (draw.normal(size=(10**6, 6)) + 1)
+    wanted = float(((both.mean(1) + 1) ** 3).mean()) + 1 + 3 / 6 - 2 * (1 + 3 * (2 / 6))
+    assert shifted == pytest.approx(wanted, rel=0.1)
 
 
 def test_frechet_distance_of_gaussians_in_closed_form() -> None:

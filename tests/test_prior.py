@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from importlib import resources
 from pathlib import Path
 
 import pytest
 import torch
 
 from ambient_mri._checks import PriorError
+from ambient_mri.data.phantom import BrainPhantom
 from ambient_mri.denoiser import CleanDenoiser, ConditionalDenoiser
-from ambient_mri.prior import Prior, build_model, load_prior
+from ambient_mri.prior import Prior, build_model, load_prior, shipped_priors
+from ambient_mri.tensors import complex_randn, keyed_generator
 
 ARCHITECTURE = {
     "network": {"name": "UNet", "channels": 8, "multipliers": [1, 2]},
@@ -85,6 +88,23 @@ def test_unknown_architectures_are_named() -> None:
         build_model({"kind": "clean", **ARCHITECTURE, "network": {"name": "Transformer"}})
     with pytest.raises(ValueError, match="kind must be one of clean, ambient, feedforward"):
         build_model({**ARCHITECTURE, "kind": "other"})
+
+
+def test_the_shipped_prior_is_small_documented_and_denoises() -> None:
+    found = load_prior("brain128")
+    assert found.kind == "clean" and shipped_priors() == ("brain128",)
+    assert sum(p.numel() for p in found.model.parameters()) <= 4_000_000
+    folder = resources.files("ambient_mri").joinpath("priors", "brain128")
+    assert sum(len(path.read_bytes()) for path in folder.iterdir()) <= 8_000_000
+    assert "NonCommercial-ShareAlike" in folder.joinpath("LICENSE").read_text()
+    needed = {"sampling_law", "data", "licence", "scale_rule", "intended_use", "chain", "nearest_training_image"}
+    assert needed <= found.metadata.keys() and found.metadata["sampling_law"]["acceleration"] == 4
+    assert found.model.error_sigmas.numel() > 0
+    head = torch.as_tensor(BrainPhantom(64, seed=1).volume(0, 1)[0])[None, None].to(torch.complex64)
+    sigma = torch.tensor([0.2])
+    noisy = head + 0.2 * complex_randn(head.shape, generator=keyed_generator("shipped"))
+    left = (found.model(noisy, sigma) - head).abs().square().mean()
+    assert left < 0.25 * (noisy - head).abs().square().mean()
 
 
 def test_a_prior_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

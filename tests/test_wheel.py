@@ -55,7 +55,8 @@ def test_every_module_and_config_is_carried(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ambient_mri").rglob("*.py")}
     configs = {f"ambient_mri/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
-    assert modules | configs <= names
+    prior = {f"ambient_mri/priors/brain128/{name}" for name in ("weights.safetensors", "prior.json", "LICENSE")}
+    assert modules | configs | prior <= names
 
 
 def test_metadata_asks_for_no_torchvision(wheel: Path) -> None:

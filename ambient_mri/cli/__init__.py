@@ -8,6 +8,8 @@
     ambient-mri train data=prepared data.root=prepared/ objective=ambient
     ambient-mri reconstruct scan.h5 --prior runs/prepared_ambient/prior --out recon.h5 --report report.html
     ambient-mri evaluate recon.h5 scan.h5
+    ambient-mri evaluate scans/ references/ --prior runs/prepared_em/prior --sampler split_gibbs --sampler dds
+    ambient-mri calibrate scans/ references/ --prior runs/prepared_em/prior
     ambient-mri sample --prior runs/prepared_em/prior --count 16 --shape 128 128 --out sheet.png
 
 A mistake in what was given ends with one line on stderr and status 2; a bug, with one line and status 1. ``--debug``

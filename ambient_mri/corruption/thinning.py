@@ -6,7 +6,7 @@ B keeps each measured location with probability q, q itself uniform in ``keep``.
 
 E[W P | A_tilde] = I, and the ambient loss estimates the supervised one without bias (for noiseless data).
 
-Reference: Daras et al. 2023, arXiv:2305.19256, section 3; weights as in Millard & Chiew 2023 (arXiv:2206.05029).
+Reference: Daras et al. 2023, arXiv:2305.19256, section 3; weights as in Millard & Chiew 2023 (arXiv:2205.10278).
 """
 
 from __future__ import annotations

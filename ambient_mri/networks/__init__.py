@@ -1,5 +1,6 @@
-"""Networks: real-valued, resolution-free, unaware of MRI and of diffusion."""
+"""Networks: real channels in and out, resolution-free, unaware of MRI and of diffusion."""
 
 from ambient_mri.networks.unet import UNet
+from ambient_mri.networks.unet_complex import ComplexUNet
 
-__all__ = ["UNet"]
+__all__ = ["ComplexUNet", "UNet"]

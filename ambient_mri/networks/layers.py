@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["NoiseEmbedding", "ResidualBlock", "SelfAttention"]
+__all__ = ["ErrorHead", "NoiseEmbedding", "ResidualBlock", "SelfAttention", "group_count"]
+
+
+_HEAD_GAIN = 4.0
 
 
 class NoiseEmbedding(nn.Module):
@@ -37,6 +40,31 @@ class NoiseEmbedding(nn.Module):
         return self.layers(torch.cat([angles.cos(), angles.sin()], dim=1))
 
 
+class ErrorHead(nn.Module):
+    """A smooth scalar function of a scalar condition (ln sigma / 4): linear in a few slow sines and cosines.
+
+    It starts at zero.
+
+    Args:
+        frequencies: Number of frequencies, 1 to ``frequencies`` radians per unit.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, frequencies: int = 4) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.arange(1.0, frequencies + 1), persistent=False)
+        self.layer = nn.Linear(2 * frequencies, 1)
+        nn.init.zeros_(self.layer.weight)
+        nn.init.zeros_(self.layer.bias)
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """(b,) -> (b,)."""
+        angles = condition.float()[:, None] * self.frequencies[None]
+        # The gain lets it keep up at the learning rate of the network.
+        return _HEAD_GAIN * self.layer(torch.cat([angles.cos(), angles.sin()], dim=1))[:, 0]
+
+
 class ResidualBlock(nn.Module):
     """Norm, activation, convolution, twice; the embedding scales and shifts after the second norm.
 
@@ -45,10 +73,10 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(_groups(in_channels), in_channels)
+        self.norm1 = nn.GroupNorm(group_count(in_channels), in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * out_channels)
-        self.norm2 = nn.GroupNorm(_groups(out_channels), out_channels)
+        self.norm2 = nn.GroupNorm(group_count(out_channels), out_channels)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
@@ -69,7 +97,7 @@ class SelfAttention(nn.Module):
     def __init__(self, channels: int, head_channels: int = 32) -> None:
         super().__init__()
         self.heads = max(1, channels // head_channels)
-        self.norm = nn.GroupNorm(_groups(channels), channels)
+        self.norm = nn.GroupNorm(group_count(channels), channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.out.weight)
@@ -83,7 +111,7 @@ class SelfAttention(nn.Module):
         return x + self.out(attended.transpose(-1, -2).reshape(b, c, h, w))
 
 
-def _groups(channels: int) -> int:
+def group_count(channels: int) -> int:
     """The largest divisor of ``channels`` up to a quarter of it and 32."""
     limit = max(1, min(32, channels // 4))
     return next(g for g in range(limit, 0, -1) if channels % g == 0)

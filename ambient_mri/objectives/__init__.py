@@ -6,6 +6,7 @@ from ambient_mri.objectives.consistency import ConsistencyObjective, ConsistentA
 from ambient_mri.objectives.published import PublishedAmbientObjective
 from ambient_mri.objectives.ssdu import SSDUObjective, WeightedSSDUObjective
 from ambient_mri.objectives.supervised import SupervisedObjective
+from ambient_mri.objectives.uncertainty import UncertaintyObjective
 
 __all__ = [
     "AmbientObjective",
@@ -16,5 +17,6 @@ __all__ = [
     "PublishedAmbientObjective",
     "SSDUObjective",
     "SupervisedObjective",
+    "UncertaintyObjective",
     "WeightedSSDUObjective",
 ]

@@ -13,7 +13,7 @@ so that the target is E[x0 | .], not the noise. At sigma = sigma_y (a = 0) kept 
 removed ones carry it all: that point, where z = B y has no noise added, is what one-step reconstruction uses, and it
 has a share of every batch. Elsewhere sigma >= 1.2 sigma_y.
 
-Reference: Daras et al. 2023, arXiv:2305.19256, eq. 4; Aali et al. 2025, arXiv:2403.08728; Daras et al. 2024,
+Reference: Daras et al. 2023, arXiv:2305.19256; Aali et al. 2025, arXiv:2403.08728; Daras et al. 2024,
 arXiv:2404.10177 (noise); Millard & Chiew 2024, arXiv:2210.01696 (robust SSDU). Differs from the first two: 1. B is
 redrawn at every step and its rate is random. 2. inverse-probability weights. 3. the residual is taken in k-space, and
 noise-aware. 4. lambda = 1 / c_out^2 knows the sampled fraction.

@@ -15,7 +15,7 @@ z_t itself is sampled: from z = B(y + noise) at the level 1.2 sigma_y down to t,
 
 with m in place of A_tilde x0 in the exact law of z_s given z_t and x0: its mean is exact for any step.
 
-Reference: Daras et al. 2024, arXiv:2404.10177, section 3.2; Daras et al. 2023, arXiv:2302.09057. Differs: 1. the state
+Reference: Daras et al. 2024, arXiv:2404.10177; Daras et al. 2023, arXiv:2302.09057. Differs: 1. the state
 is the noisy kept measurement, so that it holds for any A_tilde. 2. the steps from the data's noise to t are geometric.
 3. h(z_t, t) is constant for the optimiser: knowledge goes from high noise to low alone, to the same fixed point, in a
 third of the steps (measured in the Gaussian world of the tests).

@@ -7,7 +7,7 @@ weights, a residual in the image, EDM's lambda and preconditioning
 (:class:`~ambient_mri.comparators.ProjectedNoiseDenoiser`), noise of the image that is then projected, y taken as
 noise-free.
 
-Reference: Aali et al. 2025, arXiv:2403.08728, eq. 6 and section 4; Daras et al. 2023, arXiv:2305.19256, eq. 4.
+Reference: Aali et al. 2025, arXiv:2403.08728; Daras et al. 2023, arXiv:2305.19256.
 """
 
 from __future__ import annotations

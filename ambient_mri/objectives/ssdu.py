@@ -6,7 +6,7 @@ The sampled locations are split, afresh at every step, into the network's input 
 target location once; weighted SSDU by the inverse of its probability to be sampled, which makes the loss an unbiased
 estimate of the supervised one (up to the noise of y, which is independent of the input).
 
-Reference: Yaman et al. 2020, arXiv:1912.07669, eq. 6-8; weights: Millard & Chiew 2023, arXiv:2206.05029. Differs: 1. a
+Reference: Yaman et al. 2020, arXiv:1912.07669; weights: Millard & Chiew 2023, arXiv:2205.10278. Differs: 1. a
 squared error in place of the sum of normalised l1 and l2 errors; 2. a fresh split at every step; 3. our U-Net behind a
 regularised SENSE solution in place of an unrolled network, so that methods are compared under one network.
 """

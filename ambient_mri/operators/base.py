@@ -8,7 +8,7 @@ Fourier transform works for any matrix size). Composition checks shapes and name
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -46,6 +46,12 @@ class LinearOperator(ABC):
     def normal_of_product(self, right: LinearOperator) -> Callable[[Tensor], Tensor] | None:
         """A faster ``(self @ right)^H (self @ right)`` where one is known, else None."""
         return None
+
+    def pieces(self, x: Tensor) -> Sequence[LinearOperator]:
+        """Operators whose outputs, one after the other along axis 1, are that of this one, where it is wise for the
+        size of ``x`` to apply them in turns; else none.
+        """
+        return []
 
     def repeat_interleave(self, repeats: int) -> LinearOperator:
         """The operator for a batch in which every row is repeated ``repeats`` times (samples of one slice side by
@@ -150,12 +156,19 @@ class Composition(LinearOperator):
         fused = self.factors[0].normal_of_product(self.factors[1])
         split = 1 if fused is None else 2
         middle = self.factors[0].normal if fused is None else fused
+        parts = self._stacked(x) if fused is not None and split == len(self.factors) - 1 else []
+        if parts:
+            return torch.stack([part.adjoint(middle(part.forward(x))) for part in parts]).sum(dim=0)
         for factor in reversed(self.factors[split:]):
             x = self._apply(factor, factor.forward, x)
         x = middle(x)
         for factor in self.factors[split:]:
             x = self._apply(factor, factor.adjoint, x)
         return x
+
+    def _stacked(self, x: Tensor) -> Sequence[LinearOperator]:
+        """Pieces of the last factor that may be taken one after the other: the mask is the same for all of them."""
+        return self.factors[-1].pieces(x) if self.factors[0].domain_shape[0] is None else []
 
     def repeat_interleave(self, repeats: int) -> LinearOperator:
         product = self.factors[-1].repeat_interleave(repeats)

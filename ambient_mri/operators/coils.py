@@ -9,6 +9,9 @@ from ambient_mri.operators.base import LinearOperator
 
 __all__ = ["CoilSensitivities"]
 
+# Pixels of coil images (8 bytes each) that A^H A holds at a time, a few times over.
+_PIXELS = {"cpu": 2**22, "cuda": 2**26}
+
 
 class CoilSensitivities(LinearOperator):
     """S: (b, 1, H, W) -> (b, coils, H, W), x -> S_c x;  S^H y = sum_c conj(S_c) y_c.
@@ -38,6 +41,14 @@ class CoilSensitivities(LinearOperator):
 
     def normal(self, x: Tensor) -> Tensor:
         return x * self.coil_maps.abs().square().sum(dim=1, keepdim=True)
+
+    def pieces(self, x: Tensor) -> list[LinearOperator]:
+        """The coils in groups, where the coil images of all of them together would be large."""
+        coils, pixels = self.coil_maps.shape[1], x[0].numel() * max(len(x), len(self.coil_maps))
+        size = max(1, _PIXELS.get(x.device.type, _PIXELS["cpu"]) // pixels)
+        if size >= coils:
+            return []
+        return [CoilSensitivities(self.coil_maps[:, first : first + size]) for first in range(0, coils, size)]
 
     def repeat_interleave(self, repeats: int) -> LinearOperator:
         if self.coil_maps.shape[0] == 1:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from ambient_mri.reconstruct.recalibration import measure_recalibration, store_recalibration
 from ambient_mri.reconstruct.result import Reconstruction, ReconstructionWarning
 from ambient_mri.reconstruct.run import reconstruct
 
-__all__ = ["Reconstruction", "ReconstructionWarning", "reconstruct"]
+__all__ = [
+    "Reconstruction",
+    "ReconstructionWarning",
+    "measure_recalibration",
+    "reconstruct",
+    "store_recalibration",
+]

@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ambient_mri._checks import require
+from ambient_mri.uncertainty import principal_components
+
 __all__ = ["Reconstruction", "ReconstructionWarning"]
 
 
@@ -23,7 +26,8 @@ class Reconstruction:
 
     Attributes:
         mean: (slices, H, W) complex64, mean of the samples.
-        std: (slices, H, W) float32, standard deviation of the complex samples; None for a single sample.
+        std: (slices, H, W) float32, standard deviation of the complex samples, times the prior's recalibration factor
+            where it has one for the sampler (``settings["recalibration"]``); None for a single sample.
         samples: (slices, samples, H, W) complex64.
         residual: (slices,) chi^2 = ||y - A x||^2 / (m noise_std^2), mean over the samples; near 1 for honest samples,
             NaN where noise_std is 0.
@@ -65,8 +69,39 @@ class Reconstruction:
 
     @property
     def magnitude_std(self) -> np.ndarray | None:
-        """Standard deviation of abs(sample), (slices, *recon_shape); None for a single sample."""
-        return None if self.std is None else np.abs(self.crop(self.samples)).std(axis=1, ddof=1)
+        """Standard deviation of abs(sample), (slices, *recon_shape), recalibrated as ``std``; None for one sample."""
+        if self.std is None:
+            return None
+        return self.recalibration_factor * np.abs(self.crop(self.samples)).std(axis=1, ddof=1)
+
+    @property
+    def recalibration_factor(self) -> float:
+        """Factor that ``std`` contains, so that its intervals cover what they say on scans whose truth was known."""
+        return float((self.settings.get("recalibration") or {}).get("factor", 1.0))
+
+    def quantile(self, q: float) -> np.ndarray:
+        """Pixel-wise quantile of abs(sample), recalibrated as ``std`` about its median, (slices, *recon_shape).
+
+        Raises:
+            AmbientMRIError: If ``q`` is no quantile.
+        """
+        require(0 <= q <= 1, f"a quantile lies between 0 and 1; got {q}.")
+        middle, found = np.quantile(np.abs(self.crop(self.samples)), (0.5, q), axis=1)
+        return middle + self.recalibration_factor * (found - middle)
+
+    def principal_components(self, k: int = 3) -> tuple[np.ndarray, np.ndarray]:
+        """The k directions in which the samples differ most, images (slices, k, *recon_shape) complex64 of norm one.
+
+        Returns:
+            The images, and the standard deviation along each, (slices, k), raw units, recalibrated as ``std``:
+            ``mean + 2 * std[i, j] * images[i, j]`` is still a likely image (see :mod:`ambient_mri.uncertainty`).
+
+        Raises:
+            AmbientMRIError: If there are not more than k samples.
+        """
+        each = [principal_components(samples, k) for samples in self.crop(self.samples)]
+        images, spread = (np.stack(part) for part in zip(*each, strict=True))
+        return images, self.recalibration_factor * spread
 
     def crop(self, image: np.ndarray) -> np.ndarray:
         """The centre of (..., H, W) that remains once readout oversampling is removed."""

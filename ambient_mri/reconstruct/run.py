@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ambient_mri._checks import check_option
+from ambient_mri._checks import AmbientMRIError, check_option
 from ambient_mri.denoiser import ConditionalDenoiser, Denoiser
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators import sense
@@ -29,6 +29,7 @@ from ambient_mri.prior import Prior
 from ambient_mri.reconstruct.result import Reconstruction, ReconstructionWarning
 from ambient_mri.reconstruct.volume import ArrayLike, Chunk, Volume, read_raw
 from ambient_mri.sampling import Sampler, ambient_denoiser, make_sampler
+from ambient_mri.sampling.automatic import with_automatic_steps
 from ambient_mri.sampling.data_step import EXACT_MEMORY
 from ambient_mri.sampling.draw import (
     Drawn,
@@ -36,7 +37,9 @@ from ambient_mri.sampling.draw import (
     choose_device,
     describe_draw,
     draw,
+    free_memory,
     joined,
+    out_of_memory,
     progress_bar,
     rows_per_batch,
     sample_count,
@@ -56,9 +59,10 @@ def reconstruct(
     mask: ArrayLike | None = None,
     coil_maps: ArrayLike | str | None = None,
     noise_std: float | ArrayLike | None = None,
+    scale: float | None = None,
     samples: int = 8,
     sampler: str | Sampler = "split_gibbs",
-    steps: int | None = None,
+    steps: int | str | None = None,
     slices: SliceSelection = None,
     seed: int = 0,
     device: str | torch.device = "auto",
@@ -78,10 +82,13 @@ def reconstruct(
             ``"joint"`` below 6 ACS lines where the prior is a clean one, else ``"espirit"``.
         noise_std: Noise per real and per imaginary part, raw units, a number or one a slice; from the file, or
             estimated.
+        scale: Raw units per unit of the prior, for slices of a volume that are reconstructed one by one; measured on
+            the slices given when None.
         samples: Samples a slice; a sampler that makes a point estimate (``one_step``) makes one.
         sampler: A name, one of :data:`~ambient_mri.sampling.SAMPLERS` (``"split_gibbs"``, ``"dds"``, ``"one_step"``,
             ``"mmps"``, ...), or a Sampler.
-        steps: Number of noise levels; the sampler's own default when None.
+        steps: Number of noise levels; the sampler's own default when None. ``"auto"``: by the scan's noise level and
+            the prior's error curve (:mod:`ambient_mri.sampling.automatic`).
         slices: Which slices; all when None. Scale and noise are measured on these slices.
         seed: Of the samples.
         device: ``"auto"`` takes a GPU where there is one.
@@ -98,14 +105,16 @@ def reconstruct(
         DataWarning: If the file contradicts itself.
     """
     started = time.perf_counter()
-    method, where = make_sampler(sampler, steps), choose_device(device)
+    method, where = make_sampler(sampler, _given_steps(steps)), choose_device(device)
     loaded = as_prior(prior, where)
     method.check_kind(loaded.kind)
     count = sample_count(method, samples)
     how, given = _maps_choice(coil_maps)
     raw = read_raw(scan, mask, given, slices)
     raw = replace(raw, coil_maps=None) if how else raw
-    volume = Volume.measure(raw, noise_std)
+    volume = Volume.measure(raw, noise_std, scale)
+    if steps == "auto":
+        method = with_automatic_steps(method, loaded.model, float(volume.noise_std.median()))
     # An ambient network knows aliasing along the axis of its training masks, the last one.
     transpose = loaded.kind != "clean" and raw.mask.shape[-1] == 1 < raw.mask.shape[-2]
     rows = rows_per_batch(batch_size, raw.shape, raw.num_coils, where)
@@ -129,10 +138,12 @@ def reconstruct(
     levels = {key: arrays.pop(key).tolist() for key in ("noise_std_scaled", "effective_noise_std_scaled")}
     settings = {**describe_draw(loaded, method, count, seed, where), **volume.settings(), **found, **levels}
     settings |= {"warnings": noted, "seconds": round(time.perf_counter() - started, 2)}
+    settings["recalibration"] = loaded.metadata.get("recalibration", {}).get(method.name)
+    widening = np.float32((settings["recalibration"] or {}).get("factor", 1.0))
     return Reconstruction(
         **arrays,
         mean=arrays["samples"].mean(axis=1),
-        std=arrays["samples"].std(axis=1, ddof=1) if count > 1 else None,
+        std=widening * arrays["samples"].std(axis=1, ddof=1) if count > 1 else None,
         mask=raw.mask,
         scale=volume.scale,
         recon_shape=raw.recon_shape,
@@ -140,6 +151,13 @@ def reconstruct(
         name=raw.name,
         settings=settings,
     )
+
+
+def _given_steps(steps: int | str | None) -> int | None:
+    if isinstance(steps, str):
+        check_option("steps", steps, ("auto",))
+        return None
+    return steps
 
 
 def _maps_choice(coil_maps: ArrayLike | str | None) -> tuple[str | None, ArrayLike | None]:
@@ -151,6 +169,26 @@ def _maps_choice(coil_maps: ArrayLike | str | None) -> tuple[str | None, ArrayLi
 
 
 def _draw_chunk(
+    m: Measurement,
+    model: Denoiser | ConditionalDenoiser,
+    method: Sampler,
+    count: int,
+    rows: int,
+    seed: int,
+    bar: Any,
+) -> Drawn:
+    """The samples of some slices; half of the slices at a time where memory does not suffice for all."""
+    try:
+        return _draw_slices(m, model, method, count, rows, seed, bar)
+    except (RuntimeError, MemoryError, AmbientMRIError) as error:
+        if len(m) == 1 or not out_of_memory(error):
+            raise
+    free_memory(m.y.device)
+    halves = (m[: len(m) // 2], m[len(m) // 2 :])
+    return joined([_draw_chunk(half, model, method, count, rows, seed, bar) for half in halves])
+
+
+def _draw_slices(
     m: Measurement,
     model: Denoiser | ConditionalDenoiser,
     method: Sampler,

@@ -80,14 +80,17 @@ class Volume:
     noise_source: str
 
     @classmethod
-    def measure(cls, raw: RawScan, noise_std: float | ArrayLike | None = None) -> Volume:
+    def measure(cls, raw: RawScan, noise_std: float | ArrayLike | None = None, scale: float | None = None) -> Volume:
         """Scale and noise level of ``raw``.
 
         Args:
             raw: The scan.
             noise_std: Per real part, raw units, one number or one a slice; from the file, or estimated, when None.
+            scale: Raw units per scaled unit; measured when None.
         """
-        scale = measured_scale(raw.kspace, raw.mask)
+        if scale is None:
+            scale = measured_scale(raw.kspace, raw.mask)
+        check_positive("scale", scale)
         if noise_std is not None:
             values, source = torch.as_tensor(noise_std, dtype=torch.float32).reshape(-1), "given"
             require(

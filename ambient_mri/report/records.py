@@ -52,10 +52,12 @@ DEFINITIONS: dict[str, str] = {
     **METRIC_DEFINITIONS,
     "seconds": "Wall-clock seconds for one slice unless the row says otherwise, after warm-up.",
     "peak_memory_mb": "Peak memory in MiB.",
+    "training_images": "Images that the optimiser saw over the whole chain of trainings, repetitions counted.",
+    "denoising_error": "Rms of D(x0 + sigma n) - x0 per real part, over sd.",
     "ratio": "Ratio of two timings of one run, as the benchmark's settings name them.",
 }
 METRICS: tuple[str, ...] = tuple(DEFINITIONS)
-COST_METRICS = ("seconds", "peak_memory_mb", "ratio")
+COST_METRICS = ("seconds", "peak_memory_mb", "ratio", "training_images")
 
 BASELINES: tuple[str, ...] = (
     "zero_filled",
@@ -69,6 +71,10 @@ BASELINES: tuple[str, ...] = (
     "ssdu_weighted",
     "adps",
     "one_step",
+    "gaussian_interpolation",
+    "biharmonic",
+    "nonlocal_means",
+    "wavelet_threshold",
 )
 # <objective>/<sampler>/<estimate>: em/split_gibbs/mean8, ambient/dds/sample. Cost rows may name any implementation.
 _PRIOR_METHOD = re.compile(r"[a-z][a-z0-9_]*/[a-z][a-z0-9_]*/(sample|point|mean[1-9][0-9]*)")

@@ -12,9 +12,11 @@ of rows whose ||r||^2 is no larger than the noise alone makes it, m noise_std^2 
 Neither samples the posterior: E[x0 | A_tilde x_t] is not the denoiser of the flow, and its error does not vanish with
 sigma.
 
-Reference: Aali et al. 2025, arXiv:2403.08728, algorithm 1. Differs: 1. the network gets its state with noise in
-k-space, which it was trained on (see :class:`~ambient_mri.denoiser.AmbientDenoiser`), not the projected noise of the
-image.
+The network gets its state in the noise domain that it was trained in (:class:`~ambient_mri.denoiser.AmbientDenoiser`):
+one trained as published, the projected noise of the image, A_tilde x_t; one of the ambient objective, white noise of
+k-space for each coil.
+
+Reference: Aali et al. 2025, arXiv:2403.08728.
 """
 
 from __future__ import annotations

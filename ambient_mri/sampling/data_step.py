@@ -139,33 +139,34 @@ class ExactStep(DataStep):
         return self._solve(data + per_row(lam, guess) * guess, lam, None)
 
     def perturbed(self, data: Tensor, guess: Tensor, lam: Tensor, white: Tensor) -> Tensor:
-        """The solution with data + A^H e instead of data, for the noise e of y: Q sqrt(g) w has the law of A^H e.
+        """The solution with data + A^H e instead of data, for the noise e of y: (A^H A)^(1/2) w has the law of A^H e.
 
-        Noise of the size of an image, and neither a transform nor a product beside those of the solution itself.
+        Noise of the size of an image, and no transform to draw it with. The square root, unlike the eigenvectors, is a
+        continuous function of A: rounding does not choose another sample.
 
         Args:
             data: A^H y, (b, 1, H, W).
             guess: v, same shape.
             lam: (b,), positive.
-            white: w, the coordinates of the noise in the eigenvectors, same shape: white, with the level of e.
+            white: w, same shape: white noise with the level of e.
         """
         return self._solve(data + per_row(lam, guess) * guess, lam, white)
 
     def _solve(self, right: Tensor, lam: Tensor, white: Tensor | None) -> Tensor:
-        rows, (height, width) = len(right), right.shape[-2:][:: -1 if self.transposed else 1]
-        weight = lam.to(self.eigenvalues).expand(rows).reshape(self.slices, 1, -1, 1)
+        weight = lam.to(self.eigenvalues).expand(len(right)).reshape(self.slices, 1, -1, 1)
         eigenvalues = self.eigenvalues[:, :, None]
-        coefficients = self._by_position(right.mT if self.transposed else right) @ self.basis_conj
+        coefficients = self._by_position(right) @ self.basis_conj
         if white is not None:
-            coefficients = coefficients + eigenvalues.sqrt() * self._by_position(white.reshape(rows, 1, height, width))
+            coefficients = coefficients + eigenvalues.sqrt() * (self._by_position(white) @ self.basis_conj)
         coefficients = coefficients / (eigenvalues + weight)
         # Q c as conj( conj(c) Q^H ): one stored table serves both products.
-        solution = torch.conj_physical(torch.conj_physical(coefficients) @ self.basis_conj.mT)
-        image = solution.transpose(1, 2).reshape(rows, 1, height, width)
+        solution = torch.conj_physical(torch.conj_physical(coefficients) @ self.basis_conj.mT).transpose(1, 2)
+        image = solution.reshape(len(right), 1, *solution.shape[-2:])
         return image.mT if self.transposed else image
 
     def _by_position(self, image: Tensor) -> Tensor:
         """(b, 1, H, W) as (slices, H, samples, W): every readout position has its own matrix."""
+        image = image.mT if self.transposed else image
         return image.reshape(self.slices, -1, *image.shape[-2:]).transpose(1, 2)
 
 

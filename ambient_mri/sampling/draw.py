@@ -20,7 +20,7 @@ from ambient_mri._checks import AmbientMRIError, PriorError, check_option, requi
 from ambient_mri.denoiser import AmbientDenoiser, ConditionalDenoiser, Denoiser
 from ambient_mri.operators.base import LinearOperator
 from ambient_mri.prior import Prior, load_prior
-from ambient_mri.sampling.base import Sampler
+from ambient_mri.sampling.base import Sampler, SamplerResult
 from ambient_mri.sampling.data_step import DataStep, MeasurementNoise, repeat_rows
 from ambient_mri.tensors import keyed_generator
 
@@ -34,7 +34,9 @@ __all__ = [
     "choose_device",
     "describe_draw",
     "draw",
+    "free_memory",
     "joined",
+    "out_of_memory",
     "progress_bar",
     "rows_per_batch",
     "sample_count",
@@ -43,6 +45,8 @@ __all__ = [
 Keys: TypeAlias = Sequence[tuple[int | str, ...]]
 PriorLike: TypeAlias = "str | os.PathLike[str] | Prior | Denoiser | ConditionalDenoiser"
 
+# How torch's allocators for the CPU and for accelerators say that there is no more.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 # Pixels of images, and of coil images, in one batch.
 _PIXELS = {"cpu": (2**17, 2**24), "cuda": (2**22, 2**27)}
 
@@ -127,14 +131,15 @@ def draw(
         data_step: Prepared for ``operator``.
         keys: Of the random streams, one tuple a row of ``y``; the sample's number is appended.
         count: Samples a row.
-        rows: (row, sample) pairs at a time; all rows of ``y`` go side by side, so that it is at least n.
+        rows: (row, sample) pairs at a time; all rows of ``y`` go side by side, so that it is at least n. Halved, and
+            the batch made again, where memory does not suffice; the result is the same.
         keep: Keep every sample, not only the moments.
         progress: Called with the number of pairs after every step of the sampler.
     """
     moments, kept, residuals, status = RunningMoments(), list[Tensor](), list[Tensor](), dict[str, Any]()
-    size = max(1, rows // len(y))
-    for first in range(0, count, size):
-        picked = range(first, min(first + size, count))
+    size, first = max(1, rows // len(y)), 0
+
+    def batch(picked: range) -> tuple[SamplerResult, Tensor]:
         generators = [keyed_generator(*key, k, device=y.device) for key in keys for k in picked]
         result = method.sample(
             denoiser(generators, len(picked)),
@@ -145,13 +150,27 @@ def draw(
             data_step=data_step,
             callback=lambda level, x: progress(len(x)),
         )
+        return result, chi2(operator, y, result.x, noise_std, len(picked))
+
+    while first < count:
+        picked = range(first, min(first + size, count))
+        try:
+            result, found = batch(picked)
+        except (RuntimeError, MemoryError, AmbientMRIError) as error:
+            if len(picked) == 1 or not out_of_memory(error):
+                raise
+            result = None
+        if result is None:  # outside the handler: what the failed batch held is free by now
+            size = max(1, len(picked) // 2)
+            free_memory(y.device)
+            continue
         status = status or result.status
-        found = chi2(operator, y, result.x, noise_std, len(picked))
         images = result.x.reshape(len(y), len(picked), *result.x.shape[1:]).cpu()
         residuals.append(found.reshape(len(y), len(picked)).cpu())
         moments.add(images)
         if keep:
             kept.append(images)
+        first = picked.stop
     dtype, std = images.dtype, moments.std()
     return Drawn(
         moments.mean.to(dtype),
@@ -160,6 +179,23 @@ def draw(
         torch.cat(residuals, dim=1),
         status,
     )
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, is for want of memory: the allocators of torch and Python."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return True
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY):
+            return True
+        error = error.__cause__
+    return False
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what the allocator of an accelerator keeps for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def joined(parts: Sequence[Drawn]) -> Drawn:

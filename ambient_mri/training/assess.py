@@ -11,7 +11,7 @@ On held-out scans (other subjects than those of training), with x^(1..K) posteri
 and the denoising-error curve that the prior carries. PSNR against reference images is added where a simulated set has
 them; it is marked, and nothing is decided by it.
 
-Reference: Yaman et al. 2022 (arXiv:2102.07737), section 3.1: held-out lines as a validation without references.
+Reference: Yaman et al. 2022 (arXiv:2102.07737): held-out lines as a validation without references.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ambient_mri.data.datasets import ImageDataset
-from ambient_mri.denoiser import Denoiser
+from ambient_mri.denoiser import CleanDenoiser, Denoiser
 from ambient_mri.tensors import keyed_generator, per_row, randn_like_rows, to_channels
 from ambient_mri.training.estimates import evenly_spaced
 
-__all__ = ["error_curve"]
+__all__ = ["error_curve", "learned_curve"]
 
 
 @torch.no_grad()
@@ -48,6 +48,15 @@ def error_curve(
                 squared.append(to_channels(model(x_t, level) - x0).double().square().mean().repeat(len(x0)))
         errors.append(torch.cat(squared).mean().sqrt())
     return sigmas, torch.stack(errors).float().cpu()
+
+
+@torch.no_grad()
+def learned_curve(model: CleanDenoiser, *, levels: int = 17) -> tuple[Tensor, Tensor]:
+    """sigmas (levels,), ascending, and the error that the model's head has learned from the training images."""
+    ends = torch.tensor([model.sigma_min, model.sigma_max]).log10()
+    sigmas = torch.logspace(float(ends[0]), float(ends[1]), levels)
+    device = next(model.parameters()).device
+    return sigmas, model.learned_error(sigmas.to(device)).float().cpu()
 
 
 def _same_size(rows: list[Tensor]) -> list[Tensor]:

@@ -23,12 +23,21 @@ from ambient_mri.corruption import ImageCorruption
 from ambient_mri.data.datasets import ImageDataset
 from ambient_mri.data.natural_images import NaturalImages, load_natural_images
 from ambient_mri.measurement import Measurement
+from ambient_mri.stationary import fit_stationary, products_of
 from ambient_mri.tensors import keyed_generator
 from ambient_mri.training.estimates import evenly_spaced
 from ambient_mri.training.provenance import short_hash
 from ambient_mri.training.restored import RestoredImages, made_by, stored_numbers
 
-__all__ = ["CleanImages", "CorruptedImages", "ImageFolder", "ImageSplit", "sd_of_measurements"]
+__all__ = [
+    "CleanImages",
+    "CorruptedImages",
+    "ImageFolder",
+    "ImageSplit",
+    "covariance_of_images",
+    "covariance_of_measurements",
+    "sd_of_measurements",
+]
 
 
 class CorruptedImages(Dataset[Measurement]):
@@ -237,6 +246,18 @@ def sd_of_measurements(data: CorruptedImages, *, count: int = 256) -> float:
     value = float(torch.cat(powers).double().mean())
     require(value > 0, "the images hold no more energy than their noise_std explains; check it.", AmbientMRIError)
     return math.sqrt(value)
+
+
+def covariance_of_measurements(data: CorruptedImages, *, count: int = 512) -> dict[str, Any]:
+    """The stationary model of the images, from at most ``count`` measurements, evenly spaced over the set."""
+    m = Measurement.collate([data[i] for i in evenly_spaced(len(data), count)])
+    return fit_stationary(*products_of(m.y, m.mask, m.noise_std))
+
+
+def covariance_of_images(data: ImageDataset, *, count: int = 512) -> dict[str, Any]:
+    """The same from the images themselves, or from the restorations that stand for them."""
+    images = torch.cat([data[i].images for i in evenly_spaced(len(data), count)])
+    return fit_stationary(*products_of(images, torch.ones_like(images, dtype=torch.bool), torch.zeros(len(images))))
 
 
 def _digest(images: NaturalImages) -> str:

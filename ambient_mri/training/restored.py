@@ -38,8 +38,8 @@ class RestoredImages(ImageDataset):
         missing = [n for n in numbers if n not in found]
         require(
             not missing,
-            f"{folder} holds {len(found)} restorations and lacks {len(missing)} of the {len(numbers)} images, the first "
-            f"is image {(missing or [0])[0]}. Run the E-step to its end, on the same data.",
+            f"{folder} holds {len(found)} restorations and lacks {len(missing)} of the {len(numbers)} images, the "
+            f"first is image {(missing or [0])[0]}. Run the E-step to its end, on the same data.",
             DataError,
         )
         self._images = [torch.from_numpy(np.stack([found[n] for n in numbers]))]
@@ -70,7 +70,7 @@ def _read(folder: Path) -> dict[int, np.ndarray]:
     found: dict[int, np.ndarray] = {}
     for file in files:
         try:
-            with np.load(file, allow_pickle=False) as loaded:
+            with file.open("rb") as handle, np.load(handle, allow_pickle=False) as loaded:
                 found |= dict(zip(loaded["numbers"].tolist(), loaded["images"], strict=True))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"{file}: cannot be read ({error}). Delete it and run the E-step again.") from error

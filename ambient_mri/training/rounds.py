@@ -207,6 +207,8 @@ def _m_step(cfg: DictConfig, folder: Path, previous: str | Path | None, prior: P
     settings["em"]["round"] = number
     if prior is not None and settings["model"]["sd"] is None:
         settings["model"]["sd"] = prior.model.sd
+    if prior is not None and settings["model"].get("covariance") == "measured":
+        settings["model"]["covariance"] = prior.architecture.get("covariance")
     return OmegaConf.create(settings)
 
 

@@ -21,11 +21,12 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from ambient_mri._checks import require
 from ambient_mri.corruption import ImageCorruption
 from ambient_mri.data.datasets import ImageDataset
-from ambient_mri.denoiser import Denoiser
+from ambient_mri.denoiser import CleanDenoiser, Denoiser
 from ambient_mri.measurement import Measurement
+from ambient_mri.objectives import UncertaintyObjective
 from ambient_mri.prior import build_model
 from ambient_mri.training import callbacks as cb
-from ambient_mri.training.error_curve import error_curve
+from ambient_mri.training.error_curve import error_curve, learned_curve
 from ambient_mri.training.export import export_prior, newest_checkpoint, warm_start
 from ambient_mri.training.loggers import MetricsFile
 from ambient_mri.training.module import TrainingModule
@@ -168,9 +169,7 @@ def _metadata(cfg: DictConfig, setup: Setup, card: dict[str, Any]) -> dict[str, 
     return {
         "sampling_law": setup.corruption.describe(),
         "image_shape": _image_shape(setup),
-        "error_curve_of": "held-out images of the kind that it was trained on"
-        if setup.objective.kind == "clean"
-        else None,
+        "error_curve_of": _error_curve_of(setup),
         "scale_rule": "images in [-1, 1]"
         if isinstance(setup.corruption, ImageCorruption)
         else "ambient_mri.data.normalize.measured_scale: one per volume, from the measured central core",
@@ -181,6 +180,15 @@ def _metadata(cfg: DictConfig, setup: Setup, card: dict[str, Any]) -> dict[str, 
         "training": settings,
         **{k: card[k] for k in ("git", "versions", "machine", "created", "seed")},
     }
+
+
+def _error_curve_of(setup: Setup) -> str | None:
+    """What the error curve was measured on."""
+    if setup.objective.kind != "clean":
+        return None
+    if setup.data.val is None and isinstance(setup.objective, UncertaintyObjective):
+        return "training images, learned while training"
+    return "held-out images of the kind that it was trained on"
 
 
 def _image_shape(setup: Setup) -> list[int]:
@@ -203,9 +211,13 @@ class _Exporter:
         """Write the weights that the module holds now, and for a clean prior its error curve on held-out images."""
         model: Any = module.model
         processes = module.trainer.world_size
-        progress = {"steps": step, "images_seen": step * self.batch_size, "processes": processes}
+        progress: dict[str, Any] = {"steps": step, "images_seen": step * self.batch_size, "processes": processes}
         name = self.folder.parent.resolve().name
         before = (model.error_sigmas, model.error_values) if isinstance(model, Denoiser) else ()
+        if isinstance(model, CleanDenoiser) and model.error_head is not None:
+            learned = learned_curve(model)
+            model.set_error_curve(*learned)
+            progress["learned_error_curve"] = {"sigma": learned[0].tolist(), "error": learned[1].tolist()}
         if before and self.held_out is not None:
             model.set_error_curve(*error_curve(model, self.held_out))
         export_prior(model, self.architecture, {**self.metadata, **progress}, self.folder, name)

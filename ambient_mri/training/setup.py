@@ -18,10 +18,18 @@ from ambient_mri.corruption import ImageCorruption, Undersampling, check_learnab
 from ambient_mri.data.datasets import ImageDataset, ScanDataset
 from ambient_mri.masks import ObservedMasks, SamplingLaw
 from ambient_mri.objectives import Objective
+from ambient_mri.operators import Mask
 from ambient_mri.tensors import keyed_generator
 from ambient_mri.training.datamodule import TrainingData
 from ambient_mri.training.estimates import evenly_spaced, sd_of_images, sd_of_scans
-from ambient_mri.training.natural import CorruptedImages, ImageFolder, ImageSplit, sd_of_measurements
+from ambient_mri.training.natural import (
+    CorruptedImages,
+    ImageFolder,
+    ImageSplit,
+    covariance_of_images,
+    covariance_of_measurements,
+    sd_of_measurements,
+)
 from ambient_mri.training.provenance import write_json
 from ambient_mri.training.sources import ScanSet
 
@@ -204,6 +212,10 @@ def architecture(cfg: DictConfig, setup: Setup, stored: Path, *, resuming: bool)
         if setup.corruption.aligned:
             mask, _ = setup.corruption.draw(setup.scans.images.shape, keyed_generator("mask channels"))
             model["mask_channels"] = mask.shape[1]
+    if model.get("covariance") == "measured":
+        model["covariance"] = _measured_covariance(setup)
+    if model.get("covariance") is None:
+        model.pop("covariance", None)
     found = {"kind": setup.objective.kind, "network": OmegaConf.to_container(cfg.network, resolve=True), **model}
     found |= getattr(setup.objective, "architecture", {})
     write_json(stored, found)
@@ -217,6 +229,16 @@ def _measured_sd(setup: Setup) -> float:
     if isinstance(data, CorruptedImages):
         return sd_of_measurements(data)
     return sd_of_scans(data, setup.corruption.law)  # type: ignore[union-attr]
+
+
+def _measured_covariance(setup: Setup) -> dict[str, Any] | None:
+    """Arguments of the stationary model of the images; None where the locations of y are no pixels."""
+    data = setup.data.train
+    if isinstance(data, ImageDataset) and isinstance(setup.scans, ImageSplit):
+        return covariance_of_images(data)
+    if isinstance(data, CorruptedImages) and isinstance(data.corruption.forward_operator(data[0]), Mask):
+        return covariance_of_measurements(data)
+    return None
 
 
 def _law(cfg: DictConfig) -> SamplingLaw | None:

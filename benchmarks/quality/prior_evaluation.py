@@ -26,9 +26,9 @@ from ambient_mri.sampling import Sampler, ambient_denoiser, make_sampler, uncond
 from ambient_mri.tensors import keyed_generator
 from ambient_mri.training.estimates import evenly_spaced
 
-__all__ = ["HeldOut", "adps_weight", "held_out", "methods_of", "rows_of", "unconditional_samples"]
+__all__ = ["HeldOut", "adps_weight", "held_out", "methods_of", "rows_of", "split_by_subject", "unconditional_samples"]
 
-# l of A-DPS, tuned on slices that are not scored.
+# l of A-DPS, tuned on subjects that are not scored.
 ADPS_WEIGHTS = (1.0, 3.0, 10.0, 30.0)
 
 # (slice) -> (K, H, W) complex estimates: K posterior samples, or one point.
@@ -41,7 +41,7 @@ class HeldOut:
 
     Attributes:
         scored: Slices that methods are scored on, and their reference images (H, W).
-        tuning: Other slices, for what is tuned.
+        tuning: Slices of other subjects, for what is tuned.
         acs_lines: Of the sampling law.
     """
 
@@ -51,16 +51,28 @@ class HeldOut:
 
 
 def held_out(scans: Sequence[Path], references: Sequence[Path], *, slices: int, tuning: int, acs_lines: int) -> HeldOut:
-    """``slices`` to score and ``tuning`` others, evenly spaced over the held-out subjects."""
-    data, images = ScanDataset(scans, in_memory=False), ImageDataset(references).by_key()
-    chosen = evenly_spaced(len(data), slices + tuning)
-    apart = {chosen[int((i + 0.5) * len(chosen) / tuning)] for i in range(tuning)}
-    pick = lambda items: [(data[i], images[data[i].key[0]][0, 0]) for i in items]  # noqa: E731
-    return HeldOut(pick(i for i in chosen if i not in apart), pick(sorted(apart)), acs_lines)
+    """``slices`` of held-out subjects to score, and ``tuning`` of other held-out subjects, evenly spaced."""
+    images = ImageDataset(references).by_key()
+    parts = []
+    for paths, count in zip(split_by_subject(scans), (slices, tuning), strict=True):
+        data = ScanDataset(paths, in_memory=False)
+        rows = [data[i] for i in evenly_spaced(len(data), count)]
+        parts.append([(m, images[m.key[0]][0, 0]) for m in rows])
+    return HeldOut(parts[0], parts[1], acs_lines)
+
+
+def split_by_subject(scans: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Files to score and files to tune on: a fifth of the subjects (the last part of a file's name), one at least."""
+    subject = lambda path: path.stem.rsplit("_", 1)[-1]  # noqa: E731
+    subjects = sorted({subject(path) for path in scans})
+    if len(subjects) < 2:
+        raise SystemExit(f"tuning and scoring need different subjects; got {subjects}.")
+    apart = {subjects[i] for i in evenly_spaced(len(subjects), max(1, len(subjects) // 5))}
+    return [p for p in scans if subject(p) not in apart], [p for p in scans if subject(p) in apart]
 
 
 def methods_of(
-    objective: str, prior: Prior, *, samples: int, steps: int, adps: tuple[Sampler, float] | None
+    objective: str, prior: Prior, *, samples: int, steps: int, adps: dict[str, tuple[Sampler, float]] | None
 ) -> dict[str, Method]:
     """Every way to reconstruct with a prior, by its record name; a method of K samples is named by their mean.
 
@@ -69,13 +81,17 @@ def methods_of(
         prior: The prior.
         samples: K of split Gibbs.
         steps: Noise levels of split Gibbs and DDS.
-        adps: Sampler of a published ambient network and the share of outer lines that its further mask keeps.
+        adps: For a published ambient network, by name: sampler, and the share of outer lines that its further mask
+            keeps.
     """
     if prior.kind == "feedforward":
         return {objective: _posterior(prior, make_sampler("one_step"), 1)}
     if adps is not None:
         count = max(2, samples // 8)
-        return {f"{objective}/adps/mean{count}": _posterior(prior, adps[0], count, keep=(adps[1], adps[1]))}
+        return {
+            f"{objective}/{name}/mean{count}": _posterior(prior, sampler, count, keep=(q, q))
+            for name, (sampler, q) in adps.items()
+        }
     found = {
         f"{objective}/split_gibbs/mean{samples}": _posterior(prior, make_sampler("split_gibbs", steps=steps), samples),
         f"{objective}/dds/point": _posterior(prior, make_sampler("dds", steps=steps), 1),
@@ -94,9 +110,9 @@ def baseline_methods() -> dict[str, Method]:
     }
 
 
-def adps_weight(prior: Prior, cases: HeldOut, *, steps: int) -> tuple[Sampler, float]:
-    """The published sampler with the l of :data:`ADPS_WEIGHTS` that is best on the tuning slices, judged with their
-    references: a generous opponent. Also q, the share of outer lines that makes R into R + 1, as in training.
+def adps_weight(prior: Prior, cases: HeldOut, *, name: str, steps: int) -> tuple[Sampler, float]:
+    """``adps`` or ``adps_fixed`` with the l of :data:`ADPS_WEIGHTS` that is best on the tuning subjects, judged with
+    their references: a generous opponent. Also q, the share of outer lines that makes R into R + 1, as in training.
     """
     mask = cases.scored[0][0].mask
     lines, total = int(mask.sum()), mask.numel()
@@ -104,7 +120,7 @@ def adps_weight(prior: Prior, cases: HeldOut, *, steps: int) -> tuple[Sampler, f
     q = min(max((total / (total / lines + 1) - cases.acs_lines) / outer, 0.1), 0.99)
     best: tuple[float, Sampler] | None = None
     for weight in ADPS_WEIGHTS:
-        sampler = make_sampler("adps", steps=steps, likelihood_weight=weight)
+        sampler = make_sampler(name, steps=steps, likelihood_weight=weight)
         method = _posterior(prior, sampler, 1, keep=(q, q))
         # A weight that is too large makes the iterate diverge: that is a result, and not the best one.
         value = statistics.fmean(_scored(truth, method(m)[0]) for m, truth in cases.tuning)

@@ -3,14 +3,15 @@
     AMBIENT_MRI_DATA=/path/to/data python benchmarks/quality/priors.py --budget cpu --out runs/priors
 
 Simulated multi-coil k-space of magnitude images of heads (subjects are split; phantoms where there is no data folder,
-and the records say so). Each objective trains the same network on the same scans for the same number of images, by
-``python -m ambient_mri.train`` in a process of its own; EM begins with the ambient run and adds its rounds. All are
-scored on held-out subjects at R = 2, 4, 6, 8. What is finished is never done again: the same command goes on after an
-interruption, inside a training as well.
+and the records say so). Each objective trains the same network on the same scans, and sees the same number of training
+images over its whole chain: EM spends two fifths of them on an ambient run of its own and the rest on its M-steps.
+Every training is ``python -m ambient_mri.train`` in a process of its own. All are scored on held-out subjects at
+R = 2, 4, 6, 8; A-DPS is tuned on other held-out subjects, with their references. What is finished is never done again:
+the same command goes on after an interruption, inside a training as well.
 
     --budget gpu        128 x 128, a GPU
     --budget cpu        64 x 64, about a night on one core
-    --budget rehearsal  32 x 32, a few steps of everything: whether it runs, not how well
+    --budget rehearsal  32 x 32 phantoms, a few steps of everything at R = 4: whether it runs, not how well
     --only NAME ...     some of the runs of the plan (--plan prints it)
 
 Results: OUT/priors.json (records), OUT/priors.md (tables), OUT/figures/.
@@ -19,6 +20,7 @@ Results: OUT/priors.json (records), OUT/priors.md (tables), OUT/figures/.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -55,6 +57,7 @@ from ambient_mri.training.sources import ScanSet
 
 BENCHMARK = "priors"
 ACCELERATIONS = (2, 4, 6, 8)
+ADPS = ("adps", "adps_fixed")
 
 
 @dataclass(frozen=True)
@@ -64,28 +67,28 @@ class Budget:
     Attributes:
         size: Rows and columns.
         channels: Width of the network, multipliers 1, 2, 4, 4 (or fewer levels where images are small).
-        steps: Training steps of every run; of EM, of the ambient run that it begins with.
+        steps: Training steps of every chain.
         em_rounds: Rounds of EM.
-        em_steps: Steps of each M-step.
         e_steps: Noise levels of an E-step.
         batch_size: Items a step.
         lr: Learning rate.
         limit: Training volumes; None for all.
         slices: Held-out slices that are scored.
-        tuning: Held-out slices on which A-DPS is tuned.
+        tuning: Slices of other held-out subjects, on which A-DPS is tuned.
         samples: Posterior samples of each slice.
         sampler_steps: Noise levels of the samplers.
         adps_steps: Of A-DPS; 500 as published.
         unconditional: Unconditional samples for the Frechet distance.
         feature_steps: Training steps of its feature space.
         trainer: Hydra's name.
+        accelerations: R at which priors are scored.
+        source: ``"images"`` where AMBIENT_MRI_DATA is set, or ``"phantoms"`` in any case.
     """
 
     size: int
     channels: int
     steps: int
     em_rounds: int
-    em_steps: int
     e_steps: int
     batch_size: int
     lr: float
@@ -98,16 +101,28 @@ class Budget:
     unconditional: int
     feature_steps: int
     trainer: str
+    accelerations: tuple[int, ...] = ACCELERATIONS
+    source: str = "images"
 
     @property
     def multipliers(self) -> list[int]:
         return [1, 2] if self.size < 64 else [1, 2, 4, 4]
 
+    @property
+    def em_steps(self) -> int:
+        """Steps of each M-step: three fifths of the chain, shared among the rounds."""
+        return max(1, 3 * self.steps // (5 * self.em_rounds))
+
+    @property
+    def em_first_steps(self) -> int:
+        """Steps of the ambient run that EM begins with: what the M-steps leave."""
+        return max(1, self.steps - self.em_rounds * self.em_steps)
+
 
 BUDGETS = {
-    "rehearsal": Budget(32, 8, 6, 1, 4, 3, 4, 1e-3, 4, 2, 1, 2, 3, 3, 16, 5, "cpu"),
-    "cpu": Budget(64, 32, 4000, 3, 2000, 25, 8, 5e-4, None, 24, 4, 32, 50, 500, 256, 1500, "cpu"),
-    "gpu": Budget(128, 64, 40000, 3, 20000, 25, 32, 1e-3, None, 48, 8, 32, 50, 500, 1024, 4000, "gpu"),
+    "rehearsal": Budget(32, 8, 10, 2, 2, 2, 1e-3, 2, 2, 1, 2, 2, 3, 4, 3, "cpu", (4,), "phantoms"),
+    "cpu": Budget(64, 32, 6000, 3, 25, 8, 5e-4, None, 24, 4, 32, 50, 500, 256, 1500, "cpu"),
+    "gpu": Budget(128, 64, 60000, 3, 25, 32, 1e-3, None, 48, 8, 32, 50, 500, 1024, 4000, "gpu"),
 }
 
 
@@ -134,7 +149,8 @@ class Run:
 
 def plan(budget: Budget) -> list[Run]:
     """Every training, in an order in which each finds what it begins with."""
-    em = ("objective=em", f"em.rounds={budget.em_rounds}", f"em.steps={budget.e_steps}")
+    # All rounds are run, whatever the stop rule says: the chains are to be equally long.
+    em = ("objective=em", f"em.rounds={budget.em_rounds}", f"em.steps={budget.e_steps}", "em.min_improvement=null")
     wavelet = ("objective=wavelet_edm",)
     simple = {
         name: (f"objective={name}",) for name in ("ambient", "ambient_published", "ssdu", "ssdu_weighted", "supervised")
@@ -161,9 +177,10 @@ def acs_lines(size: int, acceleration: int) -> int:
 
 def data_overrides(budget: Budget, acceleration: int, noise_std: float, out: Path) -> list[str]:
     """The simulated scans of one acceleration and noise level."""
-    acs, root = acs_lines(budget.size, acceleration), os.environ.get("AMBIENT_MRI_DATA")
+    acs, root = acs_lines(budget.size, acceleration), data_root(budget)
     source = [f"data.root={root}", "data=brain_images", f"data.reduce={128 // budget.size}"]
     phantom = ["data=phantom", f"data.size={budget.size}", f"data.train_volumes={budget.limit or 200}"]
+    phantom += [f"data.val_volumes={budget.slices + budget.tuning}", "data.slices=1"] if budget.limit else []
     source = [*source, f"data.limit={budget.limit or 'null'}"] if root else phantom
     return [
         *source,
@@ -176,14 +193,26 @@ def data_overrides(budget: Budget, acceleration: int, noise_std: float, out: Pat
     ]
 
 
+def data_root(budget: Budget) -> str | None:
+    """The data folder, where there is one and it is wanted."""
+    return os.environ.get("AMBIENT_MRI_DATA") if budget.source == "images" else None
+
+
+def first_run(run: Run) -> Run:
+    """The ambient run that an EM run begins with: a part of its chain."""
+    return replace(run, objective="em_first", overrides=("objective=ambient",))
+
+
 def train(run: Run, budget: Budget, out: Path) -> bool:
-    """Train in a process of its own, where it is not finished; False if it failed."""
+    """Train in a process of its own, where it is not finished, EM after its first run; False if it failed."""
     folder = out / "runs" / run.name
     done = folder / "done.txt"
     if done.is_file():
         return True
     em = run.objective == "em"
-    steps = budget.em_steps if em else budget.steps
+    if em and not train(first_run(run), budget, out):
+        return False
+    steps = budget.em_steps if em else budget.em_first_steps if run.objective == "em_first" else budget.steps
     every = max(1, steps // 4)
     command = [
         *(sys.executable, "-m", "ambient_mri.train"),
@@ -195,9 +224,10 @@ def train(run: Run, budget: Budget, out: Path) -> bool:
         *(f"checkpoint_every={min(250, every)}", f"run_dir={folder}"),
     ]
     if em:
-        command.append(f"init={out / 'runs' / replace(run, objective='ambient').name}")
+        command.append(f"init={out / 'runs' / first_run(run).name}")
     if run.objective in ("em", "wavelet_edm"):
         command += [f"em.assess.slices={min(16, budget.slices)}", f"em.assess.samples={min(4, budget.samples)}"]
+        command += [f"em.assess.val_volumes={min(8, budget.slices)}"]
     folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     with (folder / "log.txt").open("a") as log:
@@ -226,14 +256,14 @@ class Evaluation:
 
     def settings(self) -> dict[str, Any]:
         """What was held fixed."""
-        root = os.environ.get("AMBIENT_MRI_DATA")
+        root = data_root(self.budget)
         return {
             "budget": {"name": self.name, **asdict(self.budget)},
             "data": f"simulated k-space of {'images/brain_*' if root else 'procedural phantoms'}; split by subject",
             "coil_maps": "those of the simulation, the same for every method",
-            "images_seen": "budget.steps x batch_size for every objective; EM adds em_rounds x em_steps x batch_size",
+            "images_seen": "of the whole chain, counted in the run folders: of EM its ambient run and every M-step",
             "baselines": "default weights, chosen without references",
-            "adps": "as published; l of 1, 3, 10, 30 by PSNR on other held-out slices, with their references",
+            "adps": "as published, and adps_fixed; l of 1, 3, 10, 30 by PSNR on other subjects, with references",
             "frechet": f"features of benchmarks/quality/features.py, {DIMENSION} numbers; magnitude images",
         }
 
@@ -270,7 +300,7 @@ class Evaluation:
 
     def baselines(self, noise_std: float) -> None:
         """Every baseline at every acceleration."""
-        for acceleration in ACCELERATIONS:
+        for acceleration in self.budget.accelerations:
             factors = {"case": "held_out", "acceleration": acceleration, "noise_std": noise_std}
             for name, method in baseline_methods().items():
                 if not self.done(**factors, method=name):
@@ -281,9 +311,10 @@ class Evaluation:
     def prior(self, run: Run) -> None:
         """Every method of a prior at every acceleration, and its unconditional samples."""
         prior = load_prior(self.out / "runs" / run.name / "prior", device=self.device)
+        self._images_seen(run)
         levels = (0.01, 0.05) if run.objective == "supervised" else (run.noise_std,)
-        for noise_std in levels:
-            for acceleration in ACCELERATIONS:
+        for noise_std in levels if self.name != "rehearsal" else (run.noise_std,):
+            for acceleration in self.budget.accelerations:
                 self._reconstructions(run, prior, acceleration, noise_std)
         if prior.kind == "clean":
             self._unconditional(run, prior)
@@ -296,11 +327,11 @@ class Evaluation:
             "train_acceleration": run.acceleration,
         }
         budget, published = self.budget, run.objective == "ambient_published"
-        name = f"{run.objective}/adps/sample" if published else ""
-        if published and self.done(**factors, method=name):
+        names = [n for n in ADPS if not self.done(**factors, method=f"{run.objective}/{n}/sample")] if published else []
+        if published and not names:
             return
         cases = self.cases(acceleration, noise_std)
-        adps = adps_weight(prior, cases, steps=budget.adps_steps) if published else None
+        adps = {n: adps_weight(prior, cases, name=n, steps=budget.adps_steps) for n in names} if published else None
         steps, samples = budget.sampler_steps, budget.samples
         for name, method in methods_of(run.objective, prior, samples=samples, steps=steps, adps=adps).items():
             if self.done(**factors, method=name):
@@ -308,6 +339,18 @@ class Evaluation:
             began = time.perf_counter()
             self.append(rows_of(name, method, cases, factors))
             say(f"{name} of R = {run.acceleration} at R = {acceleration}, noise {noise_std:g}", began)
+
+    def _images_seen(self, run: Run) -> None:
+        """The number of training images of the chain, from the cards of its priors."""
+        folders = [self.out / "runs" / run.name]
+        if run.objective in ("em", "wavelet_edm"):
+            folders = sorted(folders[0].glob("round_*/"))
+        if run.objective == "em":
+            folders.append(self.out / "runs" / first_run(run).name)
+        cards = [json.loads((folder / "prior" / "prior.json").read_text()) for folder in folders]
+        factors = {"case": "training", "method": run.objective, "noise_std": run.noise_std}
+        row = {**factors, "train_acceleration": run.acceleration, "metric": "training_images", "n": len(cards)}
+        self.append([{**row, "value": sum(card["images_seen"] for card in cards), "ci95": None}])
 
     def _unconditional(self, run: Run, prior: Prior) -> None:
         factors = {
@@ -354,6 +397,10 @@ def tables(path: Path) -> str:
             covered = [r for r in named if r["metric"] == "coverage90"]
             if covered:
                 parts.append(markdown_table(covered, index=("method",), columns="acceleration", metric="coverage90"))
+    seen = [r for r in result.rows if r["case"] == "training"]
+    parts.append("### Training images of every chain (columns: R of the training scans)\n")
+    index = ("method", "noise_std")
+    parts.append(markdown_table(seen, index=index, columns="train_acceleration", metric="training_images"))
     free = [r for r in result.rows if r["case"] == "unconditional"]
     if free:
         parts.append("### Unconditional samples\n")
@@ -408,7 +455,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     budget = BUDGETS[options.budget]
     if options.steps:
-        budget = replace(budget, steps=options.steps, em_steps=max(1, options.steps // 2))
+        budget = replace(budget, steps=options.steps)
     known = [r for r in plan(budget) if options.budget != "rehearsal" or (r.acceleration, r.noise_std) == (4, 0.01)]
     if options.plan:
         sys.stdout.write("\n".join(run.name for run in known) + "\n")

@@ -30,7 +30,6 @@ from ambient_mri.prior import Prior, load_prior
 from ambient_mri.report.records import Row, append_records, read_records
 from ambient_mri.report.tables import markdown_table
 from ambient_mri.sampling import make_sampler
-from ambient_mri.sampling.data_step import ExactStep
 from ambient_mri.tensors import complex_randn, keyed_generator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,17 +43,16 @@ CASES: tuple[tuple[str, tuple[int, ...], str], ...] = (
 )
 SAMPLERS = ("split_gibbs", "dds")
 DEFINITIONS = {
-    "ratio": "Time of a whole run of the sampler over that of as many bare network forwards of the same batch, taken in "
-    "turns; clock says which time. Median over the turns.",
+    "ratio": "Time of a whole run of the sampler over that of as many bare network forwards of the same batch, taken "
+    "in turns; clock says which time. Median over the turns.",
 }
 
 
 def scene(mask: str, axes: tuple[int, ...], coils: int, size: int) -> tuple[LinearOperator, Tensor]:
     """A and y of a phantom with smooth random coil maps."""
     image = torch.as_tensor(BrainPhantom(size, seed=3).volume(0, 3)[1]).reshape(1, 1, size, size).to(torch.complex64)
-    law = RandomLines(ACCELERATION, 12) if mask == "lines" else PoissonDisc(ACCELERATION, 12)
+    law = (RandomLines if mask == "lines" else PoissonDisc)(ACCELERATION, size // 16)
     sampled = law.draw((size, size), keyed_generator("mask"))
-    sampled = sampled if sampled.ndim == 4 else sampled[None]
     low = torch.zeros(1, coils, size, size, dtype=torch.complex64)
     centre = slice(size // 2 - 1, size // 2 + 2)
     low[..., centre, centre] = complex_randn((1, coils, 3, 3), generator=keyed_generator("maps"))

@@ -1,6 +1,6 @@
 """What training costs beyond its arithmetic: the whole step over bare forward + backward, and the data's speed.
 
-    python benchmarks/speed/training.py [--device cpu|cuda] [--size 64] [--batch 8] [--steps 20]
+    python benchmarks/speed/training.py [--device cpu|cuda] [--size 64] [--batch 8] [--steps 20] [--network NAME ...]
 
 Each objective's step (further masks, operators, loss, gradient, clipping, optimiser, averaged weights) takes turns in
 one process with a bare forward and backward pass of the same network on inputs of the same shape and precision. The
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -124,6 +125,19 @@ def measure(step: Step, size: int, turns: int) -> dict[str, float]:
     return medians
 
 
+def prepare(name: str, network: str, options: argparse.Namespace, cache: str) -> Step:
+    """The step of an objective on simulated phantoms."""
+    cfg = compose([f"objective={name}", f"network={network}", "corruption.law.acs_lines=8"])
+    corruption = build(cfg.corruption)
+    phantoms = Phantoms("speed", cache=cache, size=options.size, train_volumes=8, val_volumes=1, slices=4)
+    scans = phantoms.prepare(corruption.law)
+    data = ScanDataset(scans.train) if name == "ambient" else ImageDataset(scans.train_references())
+    extra = {"corruption": corruption} if "corruption" in cfg.objective else {}
+    objective: Objective = build(cfg.objective, **extra)
+    settings = {"kind": objective.kind, "network": dict(cfg.network), "sd": 0.3, "precision": cfg.model.precision}
+    return Step(objective, data, settings, options.batch, options.device)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Time every objective, write the records, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -132,31 +146,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--network", default="unet_light")
+    parser.add_argument("--network", nargs="+", default=["unet_light", "unet"])
     options = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as cache:
-        for name in OBJECTIVES:
-            cfg = compose([f"objective={name}", f"network={options.network}", "corruption.law.acs_lines=8"])
-            corruption = build(cfg.corruption)
-            phantoms = Phantoms("speed", cache=cache, size=options.size, train_volumes=8, val_volumes=1, slices=4)
-            scans = phantoms.prepare(corruption.law)
-            data = ScanDataset(scans.train) if name == "ambient" else ImageDataset(scans.train_references())
-            extra = {"corruption": corruption} if "corruption" in cfg.objective else {}
-            objective: Objective = build(cfg.objective, **extra)
-            settings = {
-                "kind": objective.kind,
-                "network": dict(cfg.network),
-                "sd": 0.3,
-                "precision": cfg.model.precision,
-            }
-            found = measure(Step(objective, data, settings, options.batch, options.device), options.size, options.steps)
-            base = {"n": options.steps, "ci95": None, "size": options.size, "batch": options.batch}
-            base |= {"device": options.device}
-            for part, metric in (("step", "seconds"), ("bare", "seconds"), ("data", "seconds")):
-                rows.append({**base, "case": name, "method": part, "metric": metric, "value": found[part]})
-            for part in ("step", "data"):
-                rows.append({**base, "case": name, "method": part, "metric": "ratio", "value": found[f"{part}_ratio"]})
+        for network in options.network:
+            for name in OBJECTIVES:
+                found = measure(prepare(name, network, options, cache), options.size, options.steps)
+                base = {"n": options.steps, "ci95": None, "size": options.size, "batch": options.batch}
+                base |= {"device": options.device, "network": network, "case": name}
+                for part in ("step", "bare", "data"):
+                    rows.append({**base, "method": part, "metric": "seconds", "value": found[part]})
+                for part in ("step", "data"):
+                    rows.append({**base, "method": part, "metric": "ratio", "value": found[f"{part}_ratio"]})
     definitions = {
         "seconds": "Wall-clock seconds of one batch, median over the turns.",
         "ratio": "step: whole step over bare forward + backward. data: step over data, above 1 the step never waits.",
@@ -165,15 +167,15 @@ def main(arguments: list[str] | None = None) -> None:
         options.out,
         benchmark="training_speed",
         command="python benchmarks/speed/training.py",
-        settings={"network": options.network, "turns": options.steps, "threads": torch.get_num_threads()},
+        settings={"networks": options.network, "turns": options.steps, "threads": torch.get_num_threads()},
         definitions=definitions,
         rows=rows,
     )
     table = markdown_table(
-        rows, index=("case",), columns="method", metric=("seconds", "ratio"), definitions=definitions
+        rows, index=("case", "network"), columns="method", metric=("seconds", "ratio"), definitions=definitions
     )
     options.out.with_suffix(".md").write_text(table + "\n")
-    print(table)
+    sys.stdout.write(table + "\n")
 
 
 if __name__ == "__main__":

@@ -54,6 +54,38 @@ def iterate(rounds: int, *, keep_variance: bool = True) -> tuple[Tensor, list[fl
     return covariance, likelihoods
 
 
+def test_a_round_is_a_step_along_the_gradient_of_the_likelihood() -> None:
+    """Fisher's identity, which knows nothing of posteriors: C_next - C = C (d log-likelihood / dC) C."""
+    covariance = (iterate(3)[0] + 0.1 * torch.eye(WIDTH)).requires_grad_()
+    a = torch.stack([dense_fourier(1, WIDTH)[list(lines)] for lines in combinations(range(WIDTH), 4)])
+    noise = NOISE_STD**2 * torch.eye(4, dtype=a.dtype)
+    statistic, model = a @ truth() @ a.mH + noise, a @ covariance @ a.mH + noise
+    misfit = torch.linalg.solve(model, statistic).diagonal(dim1=-2, dim2=-1).sum(-1).real
+    likelihood = -(torch.linalg.slogdet(model).logabsdet + misfit).mean()
+    (gradient,) = torch.autograd.grad(likelihood, covariance)
+    current = covariance.detach()
+    assert torch.allclose(one_round(current)[0] - current, current @ gradient @ current, atol=1e-10)
+
+
+def test_a_round_is_what_scans_average_to_one_by_one() -> None:
+    """Posterior mean and covariance of each of many drawn scans, by the oracle that samplers are tested with."""
+    world, count = GaussianWorld(truth(), torch.zeros(1, WIDTH, dtype=torch.complex128)), 4000
+    current, generator = iterate(2)[0], keyed_generator("em scans")
+    believed = GaussianWorld(current, world.mean)
+    total = torch.zeros_like(current)
+    masks = list(combinations(range(WIDTH), 4))
+    for lines in masks:
+        a = dense_fourier(1, WIDTH)[list(lines)]
+        images = world.draw(count, generator).flatten(1)
+        y = images @ a.T + NOISE_STD * complex_randn((count, 4), generator=generator, dtype=a.dtype)
+        posterior = believed.posterior(a, y, NOISE_STD)
+        mean = posterior.mean.flatten(1)
+        total += mean.T @ mean.conj() / (2 * count) + posterior.covariance
+    exact = one_round(current)[0]
+    assert float((total / len(masks) - exact).norm() / exact.norm()) < 0.01
+    assert float((current - exact).norm() / exact.norm()) > 0.05
+
+
 def test_exact_em_never_lowers_the_likelihood_and_finds_the_covariance() -> None:
     covariance, likelihoods = iterate(300)
     assert all(after >= before - 1e-10 for before, after in pairwise(likelihoods))

@@ -156,9 +156,9 @@ class Unweighted(AmbientObjective):
 
 
 def shared_solution(c: Tensor, p: float, q: float, *, own: float) -> Tensor:
-    """The best Theta in closed form for lines of covariance ``c``, sampled with p and kept with q; ``own`` is Pr(line j is scored | what
-    was kept elsewhere): 1 in the supervised loss, p without weights.
+    """The best Theta in closed form for lines of covariance ``c``, sampled with p and kept with q.
 
+    ``own`` is Pr(line j is scored | what was kept elsewhere): 1 in the supervised loss, p without weights.
     Line j of the residual is scored where it was kept (with pq) or, with probability own - pq, where it was not.
     """
     rate, theta = p * q, torch.zeros(WIDTH, WIDTH, dtype=torch.complex128)

@@ -123,9 +123,7 @@ def problem_and_level(last: bool) -> tuple[Problem, Level, Tensor, Scene]:
     generators = [keyed_generator("step", i) for i in range(TRUTHS)]
     backprojection = operator.adjoint(s.y)
     noise_std = torch.full((TRUTHS,), 0.05, dtype=torch.float64)
-    problem = Problem(
-        s.world.denoiser(), operator, s.y, noise_std, generators, backprojection, ExactStep(operator)
-    )
+    problem = Problem(s.world.denoiser(), operator, s.y, noise_std, generators, backprojection, ExactStep(operator))
     sigma = torch.linspace(0.1, 0.6, TRUTHS, dtype=torch.float64)
     following = torch.zeros_like(sigma) if last else 0.7 * sigma
     r_t = problem.denoiser.posterior_std(sigma)

@@ -114,8 +114,10 @@ def test_a_network_of_noisy_images_is_a_prior_for_solve(folder: Path, tmp_path: 
     prior = load_prior(run(folder, tmp_path / "r", "experiment=cifar10_denoising"))
     assert isinstance(prior.model, ConditionalDenoiser)
     denoiser, x_t, sigma = FullView(prior.model), torch.ones(2, 3, 32, 32), torch.tensor([0.1, 1.0])
+    full, rate = Mask(torch.ones(2, 1, 32, 32, dtype=torch.bool)), torch.ones(2)
+    assert prior.model.stationary is not None
     with torch.no_grad():
-        gap = denoiser(x_t, sigma) - x_t * (prior.model.sd**2 / (prior.model.sd**2 + sigma**2))[:, None, None, None]
+        gap = denoiser(x_t, sigma) - prior.model.stationary.posterior_mean(full, x_t, sigma, rate, iterations=16)
     assert float(gap.abs().max()) < 0.1, "two steps of training are little more than the linear part"
     operator = gaussian_blur(1.0)
     found = ambient_mri.solve(operator(x_t[:1]), operator, denoiser, noise_std=0.05, samples=2, steps=3)

@@ -1,0 +1,446 @@
+"""Natural images learned from corrupted ones: pixels missing, or noise added; samples and restorations, in one run.
+
+    AMBIENT_MRI_DATA=/path/to/data python benchmarks/quality/images.py --budget cpu
+
+Images are colours of 32 x 32 pixels in [-1, 1] (CIFAR-10, `images/cifar10_10k.npz`; patches of pictures that
+scikit-image ships where there is no data folder, and in a rehearsal). 20, 40, 60, 80 % of the pixels are missing,
+without noise; or none is, and noise of 0.1 or 0.2 is added. For each corruption: an ambient network trained on the
+corrupted images alone, then rounds of EM; once, the same network trained on the clean images. Restorations are of
+held-out images under the same corruption. Samples are compared with held-out images in the feature space of
+`image_features.py`; the floor of these distances, training images in the place of samples, stands beside them.
+
+Trainings run in processes of their own and go on where they stopped; records that are there are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from image_baselines import candidates
+from image_features import DIMENSION, Classifier, trained_classifier
+
+from ambient_mri import metrics
+from ambient_mri.corruption import AdditiveNoise, ImageCorruption, PixelMasking
+from ambient_mri.data.natural_images import NaturalImages, load_natural_images
+from ambient_mri.denoiser import ConditionalDenoiser
+from ambient_mri.measurement import Measurement
+from ambient_mri.prior import Prior, load_prior
+from ambient_mri.report.images import image_rows
+from ambient_mri.report.records import append_records, read_records
+from ambient_mri.report.tables import markdown_table
+from ambient_mri.sampling import make_sampler
+from ambient_mri.sampling.ambient_generation import AmbientGeneration
+from ambient_mri.sampling.full_view import FullView
+from ambient_mri.sampling.heun import unconditional
+from ambient_mri.tensors import keyed_generator
+from ambient_mri.training.natural_em import restore_rows
+
+BENCHMARK = "images"
+SHOWN = 8
+DEFINITIONS = {
+    "psnr": "PSNR in dB of an image in [-1, 1]: 10 log10(4 / mean squared error), mean over images.",
+    "frechet": "Frechet distance of samples to held-out images, features of benchmarks/quality/image_features.py.",
+    "kernel": "Kernel distance (unbiased MMD^2, cubic kernel) of samples to held-out images, same features.",
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How large everything is.
+
+    Attributes:
+        channels: Width of the network.
+        multipliers: Of its levels.
+        steps: Training steps of the ambient and the supervised runs.
+        em_rounds: Rounds of EM.
+        em_steps: Steps of each M-step.
+        e_steps: Noise levels of an E-step.
+        batch_size: Images a step.
+        restored: Held-out images that are restored.
+        samples: Posterior samples of each.
+        sampler_steps: Noise levels of the samplers.
+        generated: Unconditional samples.
+        feature_steps: Training steps of the feature space.
+        trainer: Hydra's name.
+        precision: Of the networks.
+    """
+
+    channels: int
+    multipliers: list[int]
+    steps: int
+    em_rounds: int
+    em_steps: int
+    e_steps: int
+    batch_size: int
+    restored: int
+    samples: int
+    sampler_steps: int
+    generated: int
+    feature_steps: int
+    trainer: str
+    precision: str
+
+
+BUDGETS = {
+    "rehearsal": Budget(8, [1, 2], 8, 1, 4, 3, 4, 4, 2, 3, 12, 8, "cpu", "fp32"),
+    "cpu": Budget(32, [1, 2, 2], 3000, 2, 1500, 16, 32, 64, 8, 30, 512, 1500, "cpu", "fp32"),
+    "gpu": Budget(96, [1, 2, 2], 40000, 3, 20000, 25, 128, 256, 16, 50, 5000, 6000, "gpu", "bf16"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A corruption.
+
+    Attributes:
+        missing: Share of the pixels.
+        noise_std: Of the others.
+    """
+
+    missing: float
+    noise_std: float
+
+    @property
+    def name(self) -> str:
+        return f"missing_{round(100 * self.missing)}" if self.missing else f"noise_{self.noise_std:g}"
+
+    @property
+    def corruption(self) -> ImageCorruption:
+        return PixelMasking(1 - self.missing) if self.missing else AdditiveNoise()
+
+    @property
+    def overrides(self) -> list[str]:
+        if self.missing:
+            return ["experiment=cifar10_inpainting", f"corruption.probability={round(1 - self.missing, 2)}"]
+        return ["experiment=cifar10_denoising", f"data.noise_std={self.noise_std}"]
+
+
+CASES = [Case(m, 0.0) for m in (0.2, 0.4, 0.6, 0.8)] + [Case(0.0, s) for s in (0.1, 0.2)]
+
+
+def source(budget: str, out: Path) -> Path:
+    """The file of images; patches of scikit-image's pictures where there is no data folder."""
+    root = os.environ.get("AMBIENT_MRI_DATA")
+    if root and budget != "rehearsal":
+        return Path(root) / "images" / "cifar10_10k.npz"
+    from skimage import data
+
+    path = out / "cifar10_10k.npz"
+    if not path.is_file():
+        images, labels = [], []
+        for label, name in enumerate(("astronaut", "coffee", "chelsea", "rocket")):
+            picture = getattr(data, name)()[::2, ::2]
+            for top in range(0, picture.shape[0] - 31, 32):
+                for left in range(0, picture.shape[1] - 31, 32):
+                    images.append(picture[top : top + 32, left : left + 32])
+                    labels.append(label)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, images=np.stack(images), labels=np.array(labels))
+    return path
+
+
+class Evaluation:
+    """Trains, scores, and keeps the records; what they hold is not done again.
+
+    Args:
+        name: Of the budget.
+        budget: The sizes.
+        out: Where everything goes.
+        command: For the records.
+    """
+
+    def __init__(self, name: str, budget: Budget, out: Path, command: str) -> None:
+        self.name, self.budget, self.out, self.command = name, budget, out, command
+        self.path, self.file = out / f"{BENCHMARK}.json", source(name, out)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.images: NaturalImages = load_natural_images(self.file)
+        with np.load(self.file) as stored:
+            self.labels = torch.from_numpy(stored["labels"].astype(np.int64))
+        self.truth = self.stack(self.images.val[: budget.restored])
+
+    def stack(self, numbers: tuple[int, ...]) -> Tensor:
+        return torch.cat([self.images.image(n) for n in numbers])
+
+    def append(self, rows: list[dict[str, Any]]) -> None:
+        settings = {
+            "budget": {"name": self.name, **asdict(self.budget)},
+            "data": f"{len(self.images.train)} training and {len(self.images.val)} held-out images of "
+            + ("CIFAR-10" if self.file.parent != self.out else "patches of scikit-image's pictures"),
+            "range": "[-1, 1]; noise_std is in these units, without clipping",
+            "baselines": "settings: the best of a grid by mean PSNR, references in hand",
+            "frechet": f"{DIMENSION} features of a classifier trained on the labels of the clean training images",
+        }
+        append_records(self.path, BENCHMARK, self.command, settings, definitions=DEFINITIONS, rows=rows)
+
+    def done(self, **factors: Any) -> bool:
+        return self.path.is_file() and read_records(self.path).has(**factors)
+
+    def train(self, run: str, overrides: list[str], steps: int) -> Prior:
+        """A run in a process of its own, where it is not finished."""
+        folder, budget = self.out / "runs" / run, self.budget
+        if not (folder / "done.txt").is_file():
+            every = max(1, steps // 4)
+            command = [
+                *(sys.executable, "-m", "ambient_mri.train", *overrides, f"data.root={self.file}"),
+                *(f"network.channels={budget.channels}", f"network.multipliers={budget.multipliers}"),
+                *(f"trainer={budget.trainer}", f"trainer.max_steps={steps}", f"trainer.val_check_interval={every}"),
+                *(f"loader.batch_size={budget.batch_size}", f"model.precision={budget.precision}"),
+                *(f"checkpoint_every={min(250, every)}", f"run_dir={folder}"),
+            ]
+            folder.mkdir(parents=True, exist_ok=True)
+            began = time.perf_counter()
+            with (folder / "log.txt").open("a") as log:
+                status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+            if status:
+                raise SystemExit(f"{run} failed, see {folder / 'log.txt'}")
+            (folder / "done.txt").write_text(" ".join(command[1:]) + "\n")
+            say(f"{run}: trained", began)
+        return load_prior(folder / "prior", device=self.device)
+
+    def ambient(self, case: Case) -> Prior:
+        return self.train(f"ambient_{case.name}", case.overrides, self.budget.steps)
+
+    def em(self, case: Case) -> Prior:
+        self.ambient(case)
+        budget = self.budget
+        more = ["objective=em", f"em.rounds={budget.em_rounds}", f"em.steps={budget.e_steps}", "em.batch_size=64"]
+        more += [f"em.assess.slices={min(32, budget.restored)}", f"init={self.out / 'runs' / f'ambient_{case.name}'}"]
+        return self.train(f"em_{case.name}", [*case.overrides, *more], budget.em_steps)
+
+    def supervised(self) -> Prior:
+        return self.train("supervised", ["experiment=cifar10_supervised"], self.budget.steps)
+
+    def measurements(self, case: Case) -> Measurement:
+        """The held-out images as the world shows them; keyed by the image."""
+        rows = [
+            case.corruption.measure(
+                self.truth[i : i + 1],
+                noise_std=case.noise_std,
+                key=f"held out/{i}",
+                generator=keyed_generator("images", case.name, i),
+            )
+            for i in range(len(self.truth))
+        ]
+        return Measurement.collate(rows)
+
+    def record(self, case: Case, method: str, restore: Callable[[], Tensor], **factors: Any) -> None:
+        """PSNR of a restoration of every held-out image, and its first images for the figure."""
+        base = {"case": case.name, "missing": case.missing, "noise_std": case.noise_std, "method": method, **factors}
+        if self.done(**base, metric="psnr"):
+            return
+        began = time.perf_counter()
+        found = restore().cpu()
+        seconds = (time.perf_counter() - began) / len(found)
+        values = scores(self.truth, found)
+        half = 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+        torch.save(found[:SHOWN].half(), self.shown(case.name, method))
+        row = {**base, "metric": "psnr", "value": statistics.fmean(values), "n": len(values), "ci95": half}
+        self.append([{**row, "seconds": seconds}])
+        say(f"{case.name}: {method} {row['value']:.2f} dB", began)
+
+    def shown(self, *names: str) -> Path:
+        folder = self.out / "shown"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / ("-".join(names).replace("/", "_") + ".pt")
+
+    def baselines(self, case: Case) -> None:
+        """Every classical method at its best setting."""
+        m, best = self.measurements(case), {}
+        names = {name for name, _, _ in candidates(case.noise_std, case.missing)}
+        if all(self.done(case=case.name, method=name) for name in names):
+            return
+        for name, setting, restore in candidates(case.noise_std, case.missing):
+            found = restore(m.y, m.mask)
+            quality = statistics.fmean(scores(self.truth, found))
+            if name not in best or quality > best[name][0]:
+                best[name] = (quality, setting, restore)
+        for name, (_, setting, restore) in best.items():
+            again: Callable[[], Tensor] = lambda restore=restore: restore(m.y, m.mask)  # type: ignore[misc]  # noqa: E731
+            self.record(case, name, again, setting=setting)
+
+    def restorations(self, case: Case, objective: str, prior: Prior) -> None:
+        """One step of an ambient network; the mean of posterior samples, and one of them, of a clean prior."""
+        m, budget = self.measurements(case).to(self.device), self.budget
+        if objective == "ambient":
+            one = make_sampler("one_step")
+            self.record(case, "ambient/one_step/point", lambda: restore_rows(prior, m, case.corruption, one, 0))
+            return
+        sampler = make_sampler("split_gibbs", steps=budget.sampler_steps)
+        drawn: list[Tensor] = []
+
+        def samples() -> list[Tensor]:
+            if not drawn:
+                drawn.extend(restore_rows(prior, m, case.corruption, sampler, k) for k in range(budget.samples))
+            return drawn
+
+        mean = f"{objective}/split_gibbs/mean{budget.samples}"
+        self.record(case, mean, lambda: torch.stack(samples()).mean(0), nfe=budget.sampler_steps)
+        self.record(case, f"{objective}/split_gibbs/sample", lambda: samples()[0], nfe=budget.sampler_steps)
+
+    def distances(self, case: str, method: str, draw: Callable[[], Tensor], factors: dict[str, Any]) -> None:
+        """Frechet and kernel distance of samples to the held-out images."""
+        base = {"case": case, "method": method, **factors}
+        if self.done(**base, metric="frechet"):
+            return
+        began = time.perf_counter()
+        space = self.classifier()
+        drawn = draw()
+        torch.save(drawn[:SHOWN].half(), self.shown("samples", case, method))
+        pair = (space.features(drawn), space.features(self.stack(self.images.val)))
+        values = {"frechet": metrics.frechet_distance(*pair), "kernel": metrics.kernel_distance(*pair)}
+        self.append([{**base, "metric": k, "value": v, "n": len(drawn), "ci95": None} for k, v in values.items()])
+        say(f"samples of {method} at {case}: Frechet {values['frechet']:.3g}", began)
+
+    def classifier(self) -> Classifier:
+        train = list(self.images.train)
+        path, steps = self.out / "features.pt", self.budget.feature_steps
+        images, labels = self.stack(self.images.train), self.labels[train]
+        return trained_classifier(images, labels, path, steps=steps, device=self.device)
+
+    def generated(self, prior: Prior) -> Tensor:
+        """Unconditional samples of a clean prior, or of a network of noisy images."""
+        model, parts = prior.model, []
+        denoiser = FullView(model) if isinstance(model, ConditionalDenoiser) else model
+        for start in range(0, self.budget.generated, 64):
+            rows = range(start, min(start + 64, self.budget.generated))
+            streams = [keyed_generator("generated", i, device=self.device) for i in rows]
+            options = {"steps": self.budget.sampler_steps, "dtype": torch.float32}
+            parts.append(unconditional(denoiser, self.images.shape, streams, **options).cpu())  # type: ignore[arg-type]
+        return torch.cat(parts)
+
+    def generated_by_masks(self, prior: Prior, case: Case) -> Tensor:
+        """Samples of an ambient network of masked images by the published sampler with a fixed mask."""
+        parts = []
+        for start in range(0, self.budget.generated, 64):
+            rows = range(start, min(start + 64, self.budget.generated))
+            streams = [keyed_generator("generated", i, device=self.device) for i in rows]
+            blank = torch.zeros(1, *self.images.shape)
+            masks = [
+                case.corruption.measure(
+                    blank, noise_std=0.0, key=str(i), generator=keyed_generator("generated mask", i)
+                )
+                for i in rows
+            ]
+            m = Measurement.collate(masks).to(self.device)
+            sampler = AmbientGeneration(self.budget.sampler_steps)
+            parts.append(sampler.generate(prior.model, case.corruption, m, streams).cpu())  # type: ignore[arg-type]
+        return torch.cat(parts)
+
+    def floor(self) -> None:
+        """Distances of training images, as many as samples are drawn."""
+        numbers = self.images.train[: self.budget.generated]
+        self.distances("clean", "training_images/none/sample", lambda: self.stack(numbers), {"missing": 0.0})
+
+    def case(self, case: Case, supervised: Prior) -> None:
+        """Everything at one corruption."""
+        factors = {"missing": case.missing, "noise_std": case.noise_std}
+        self.baselines(case)
+        self.restorations(case, "supervised", supervised)
+        ambient = self.ambient(case)
+        self.restorations(case, "ambient", ambient)
+        if case.missing:
+            name, draw = "ambient/fixed_mask/sample", lambda: self.generated_by_masks(ambient, case)
+        else:
+            name, draw = "ambient/heun/sample", lambda: self.generated(ambient)
+        self.distances(case.name, name, draw, factors)
+        em = self.em(case)
+        self.restorations(case, "em", em)
+        self.distances(case.name, "em/heun/sample", lambda: self.generated(em), factors)
+
+    def figure(self, cases: list[Case]) -> Path | None:
+        """Training images, samples and restorations, for the strongest masking and noise that were run."""
+        groups: dict[str, dict[str, Tensor]] = {}
+        chosen = [[c for c in cases if bool(c.missing) == masked] for masked in (True, False)]
+        for case in (found[-1] if len(found) < 3 else found[-2] for found in chosen if found):
+            m = self.measurements(case)
+            mean = f"em/split_gibbs/mean{self.budget.samples}"
+            rows = {"corrupted": m.y[:SHOWN]}
+            files = {
+                "samples (EM)": self.shown("samples", case.name, "em/heun/sample"),
+                "one step (ambient)": self.shown(case.name, "ambient/one_step/point"),
+                "mean (EM)": self.shown(case.name, mean),
+            }
+            rows |= {name: torch.load(f, weights_only=True).float() for name, f in files.items() if f.is_file()}
+            title = f"{case.missing:.0%} of the pixels missing" if case.missing else f"noise {case.noise_std:g}"
+            groups[title] = {**rows, "truth": self.truth[:SHOWN]}
+        if not groups:
+            return None
+        return image_rows(groups, self.out / "figures" / "images.png", title="Trained on corrupted images alone")
+
+
+def scores(truth: Tensor, found: Tensor) -> list[float]:
+    """PSNR of each image, data range 2."""
+    return [float(10 * torch.log10(4 / (a - b).square().mean())) for a, b in zip(truth, found, strict=True)]
+
+
+def tables(path: Path) -> str:
+    """The records as Markdown: restorations, and samples."""
+    rows = read_records(path).rows
+    plain = [{k: v for k, v in r.items() if k != "setting"} for r in rows]
+    parts = []
+    for title, masked in (("Restoration, pixels missing", True), ("Restoration, noise", False)):
+        found = [r for r in plain if r["metric"] == "psnr" and bool(r["missing"]) == masked]
+        if found:
+            table = markdown_table(found, index=("method",), columns="case", metric="psnr", definitions=DEFINITIONS)
+            parts.append(f"### {title}\n\n{table}")
+    for metric in ("frechet", "kernel"):
+        found = [r for r in plain if r["metric"] == metric]
+        if found:
+            table = markdown_table(found, index=("method",), columns="case", metric=metric, definitions=DEFINITIONS)
+            parts.append(f"### Samples: {metric}\n\n{table}")
+    return "\n".join(parts)
+
+
+def say(text: str, began: float) -> None:
+    """A line of progress."""
+    sys.stderr.write(f"{text} ({time.perf_counter() - began:.0f} s)\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train and score what is missing, then write the tables and the figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", choices=sorted(BUDGETS), default="cpu")
+    parser.add_argument("--out", type=Path, default=None, help="default: runs/images_<budget>")
+    parser.add_argument("--only", nargs="+", default=None, help=f"of {', '.join(c.name for c in CASES)}")
+    parser.add_argument("--steps", type=int, default=None, help="training steps in place of the budget's")
+    options = parser.parse_args(arguments)
+    unknown = set(options.only or ()) - {c.name for c in CASES}
+    if unknown:
+        parser.error(f"no case {', '.join(sorted(unknown))}; known: {', '.join(c.name for c in CASES)}")
+    budget = BUDGETS[options.budget]
+    if options.steps:
+        budget = replace(budget, steps=options.steps, em_steps=max(1, options.steps // 2))
+    # A rehearsal walks every path once.
+    usual = ["missing_60", "noise_0.2"] if options.budget == "rehearsal" else [c.name for c in CASES]
+    cases = [c for c in CASES if c.name in (options.only or usual)]
+    out = (options.out or Path(f"runs/images_{options.budget}")).resolve()
+    command = "python benchmarks/quality/images.py " + " ".join(sys.argv[1:] if arguments is None else arguments)
+    evaluation = Evaluation(options.budget, budget, out, command)
+    evaluation.floor()
+    supervised = evaluation.supervised()
+    evaluation.distances("clean", "supervised/heun/sample", lambda: evaluation.generated(supervised), {"missing": 0.0})
+    for case in cases:
+        evaluation.case(case, supervised)
+        (out / f"{BENCHMARK}.md").write_text(tables(evaluation.path))
+    evaluation.figure(cases)
+    sys.stdout.write(tables(evaluation.path))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Every sampler on the same scans with the same prior: quality and calibration against network evaluations and seconds.
+
+    AMBIENT_MRI_DATA=/path/to/data python benchmarks/quality/samplers.py --prior benchmarks/priors/brain_R4_em1
+
+Fully sampled scans, cropped to 128 x 128, under masks of random lines, equispaced lines and Poisson discs at R = 2, 4,
+6 and 8; simulated phantoms where there is no data folder, and the table says so. Each sampler at several numbers of
+steps, with no other setting that differs between cases. Scores are those of the mean of the samples, after one
+least-squares factor, against the fully sampled coil-combined image; coverage (of 32 samples and more) and variance
+ratio are those of the samples' magnitude inside the object, the reference's own noise counted. With --noise-factors,
+the samplers are told a noise level that is wrong by those factors.
+
+A run that is already in the result file is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # scans and scores are those of the benchmark of reconstructions
+
+from ambient_mri import metrics  # noqa: E402
+from ambient_mri.data.readers import read_scan  # noqa: E402
+from ambient_mri.masks import EquispacedLines, PoissonDisc, RandomLines, SamplingLaw  # noqa: E402
+from ambient_mri.metrics import MINIMUM_COVERAGE_SAMPLES  # noqa: E402
+from ambient_mri.prior import Prior, load_prior  # noqa: E402
+from ambient_mri.reconstruct import Reconstruction, ReconstructionWarning, reconstruct  # noqa: E402
+from ambient_mri.reconstruct.volume import Volume, read_raw  # noqa: E402
+from ambient_mri.report.cost import COSTS, cost_figure  # noqa: E402
+from ambient_mri.report.records import Row, append_records, read_records  # noqa: E402
+from ambient_mri.report.tables import markdown_table  # noqa: E402
+from ambient_mri.sampling import make_sampler  # noqa: E402
+from ambient_mri.tensors import keyed_generator  # noqa: E402
+from benchmarks.quality.reconstruct import SCANS, Case, score, simulated_cases  # noqa: E402
+from benchmarks.quality.reconstruct import coil_combined as coil_combined_image  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+LAWS: dict[str, type[SamplingLaw]] = {"random": RandomLines, "equispaced": EquispacedLines, "poisson": PoissonDisc}
+# Calibration lines at 128 columns.
+ACS = {2: 20, 4: 12, 6: 10, 8: 8}
+# Numbers of steps of every sampler for clean priors: below, at and above what it needs.
+STEPS: dict[str, tuple[int, ...]] = {
+    "split_gibbs": (10, 20, 50, 100),
+    "dds": (10, 20, 50, 100),
+    "mmps": (10, 25, 50),
+    "pigdm": (20, 50, 100),
+    "dps": (100, 300, 1000),
+    "diffpir": (20, 50, 100),
+    "daps": (10, 25, 50),
+    "pula": (10, 20, 50),
+    "langevin": (30, 100, 300),
+}
+OBJECT = 0.05  # of the reference's maximum: where uncertainty is judged
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A fully sampled scan with its reference."""
+
+    name: str
+    kspace: np.ndarray  # (1, coils, H, W)
+    reference: np.ndarray  # (H, W)
+
+    def case(self, law: str, acceleration: int) -> Case:
+        """The scan under one mask."""
+        height, width = self.kspace.shape[-2:]
+        acs = max(2, ACS.get(acceleration, 8) * width // 128)
+        drawn = LAWS[law](acceleration, acs).draw((height, width), keyed_generator("samplers", law, acceleration))  # type: ignore[call-arg]
+        return Case(self.name, acceleration, 0, self.kspace, drawn[0, 0].numpy(), self.reference)
+
+
+def scans(root: str | None, limit: int | None) -> Iterator[Scan]:
+    """The real scans, or phantoms."""
+    if root:
+        for name in SCANS[:limit]:
+            kspace = read_scan(Path(root) / "multicoil_val_128" / f"{name}.h5").kspace
+            yield Scan(name, kspace, coil_combined_image(kspace))
+        return
+    for case in list(simulated_cases([4]))[:limit]:
+        yield Scan(case.name, case.kspace, case.reference)
+
+
+def noise_of(case: Case) -> float:
+    """The noise level per real part that is estimated from the undersampled scan alone, raw units."""
+    volume = Volume.measure(read_raw(case.undersampled, case.mask))
+    return float(volume.noise_std[0] * volume.scale)
+
+
+def run(
+    case: Case, prior: Prior, sampler: str, steps: int, samples: int, noise_std: float
+) -> tuple[Reconstruction, float]:
+    """The reconstruction as a user makes it, and its seconds."""
+    start = time.perf_counter()
+    with warnings.catch_warnings():  # few ACS lines are part of what is measured
+        warnings.simplefilter("ignore", ReconstructionWarning)
+        found = reconstruct(
+            case.undersampled,
+            mask=case.mask,
+            coil_maps="espirit",
+            noise_std=noise_std,
+            prior=prior,
+            sampler=make_sampler(sampler, steps),
+            samples=samples,
+            progress=False,
+        )
+    return found, time.perf_counter() - start
+
+
+def scores(case: Case, found: Reconstruction, noise_std: float) -> dict[str, float | None]:
+    """Metrics of the mean, and of the samples."""
+    image, samples = found.magnitude[0], np.abs(found.crop(found.samples))[0]
+    factor = metrics.fit_scale(image, case.reference)
+    inside = case.reference > OBJECT * case.reference.max()
+    honest: dict[str, float | None] = {"chi2_residual": float(found.residual[0])}
+    if len(samples) > 1:
+        honest["variance_ratio"] = metrics.variance_ratio(factor * samples, case.reference, noise_std, support=inside)
+    if len(samples) >= MINIMUM_COVERAGE_SAMPLES:
+        honest["coverage90"] = metrics.coverage(factor * samples, case.reference, 0.9, noise_std, support=inside)
+    values = {**score(case, image), **honest}
+    return {name: value if value is not None and np.isfinite(value) else None for name, value in values.items()}
+
+
+def rows_of(case: Case, law: str, prior: Prior, options: argparse.Namespace, present: list[Row]) -> Iterator[list[Row]]:
+    """The rows of every run that is missing, a run at a time."""
+    estimated: float | None = None
+    for sampler, numbers in options.steps.items():
+        for steps in numbers:
+            for noise_factor in options.noise_factors:
+                method = f"{options.label}/{sampler}/mean{options.samples}"
+                factors: Row = {"case": case.name, "acceleration": case.acceleration, "mask": law, "method": method}
+                factors |= {"steps": steps, "noise_factor": noise_factor}
+                if any(all(row.get(name) == value for name, value in factors.items()) for row in present):
+                    continue
+                estimated = noise_of(case) if estimated is None else estimated
+                found, seconds = run(case, prior, sampler, steps, options.samples, noise_factor * estimated)
+                status = found.settings["run"]
+                cost = {"nfe": status["evaluations"], "gradients": status["gradients"], "seconds": seconds}
+                shared = {**factors, **cost, "n": 1, "ci95": None}
+                named = f"R={case.acceleration} {law} {sampler} {steps} x{noise_factor}: {seconds:.1f} s"
+                sys.stderr.write(f"{case.name} {named}\n")
+                yield [{**shared, "metric": m, "value": v} for m, v in scores(case, found, estimated).items()]
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Command-line options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prior", type=Path, required=True, help="folder of a clean prior")
+    parser.add_argument("--label", default="em", help="first part of the method names (default: %(default)s)")
+    parser.add_argument("--samplers", nargs="+", choices=sorted(STEPS), default=list(STEPS))
+    parser.add_argument("--num-steps", nargs="+", type=int, help="the same numbers for every sampler")
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--masks", nargs="+", choices=sorted(LAWS), default=list(LAWS))
+    parser.add_argument("--accelerations", type=int, nargs="+", default=[2, 4, 6, 8])
+    parser.add_argument("--noise-factors", type=float, nargs="+", default=[1.0], help="wrong noise levels: 0.5 1 2")
+    parser.add_argument("--scans", type=int, help="use the first of them only")
+    parser.add_argument("--name", default="samplers", help="of the result file")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    options.steps = {name: tuple(options.num_steps or STEPS[name]) for name in options.samplers}
+    return options
+
+
+def write_table(path: Path, figures: Path) -> str:
+    """The table beside the result file, and the figures of quality over cost where one number of steps is not all."""
+    result = read_records(path)
+    known = ("psnr", "ssim", "nrmse", "coverage90", "variance_ratio", "chi2_residual")
+    present = tuple(m for m in known if any(row["metric"] == m for row in result.rows))
+    table = markdown_table(
+        [{k: v for k, v in row.items() if k not in ("nfe", "gradients")} for row in result.rows],
+        index=("case", "method", "steps", "noise_factor"),
+        columns="acceleration",
+        metric=present,
+        average_over=("mask",),
+        definitions=result.definitions,
+    )
+    path.with_suffix(".md").write_text(f"{result.settings['data']}\n\n{table}")
+    told_truly = [row for row in result.rows if row["noise_factor"] == 1]
+    for cost in COSTS if told_truly else ():
+        cost_figure(told_truly, figures / f"{path.stem}_{cost}.png", metric="psnr", cost=cost)
+    return table
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is missing in the result file, then print the table."""
+    options = parse(arguments)
+    root, prior = os.environ.get("AMBIENT_MRI_DATA"), load_prior(options.prior)
+    command = "python benchmarks/quality/samplers.py " + " ".join(sys.argv[1:] if arguments is None else arguments)
+    settings: dict[str, Any] = {
+        "data": "Real scans (multicoil_val_128)." if root else "Simulated phantoms.",
+        "samples": options.samples,
+        "prior": {k: prior.metadata.get(k) for k in ("images_seen", "steps", "data", "git")} | {"name": prior.name},
+        "coil_maps": "torch ESPIRiT from the ACS of each mask",
+        "seed": 0,
+    }
+    path = options.out / f"{options.name}.json"
+    for scan in scans(root, options.scans):
+        for law in options.masks:
+            for acceleration in options.accelerations:
+                present = list(read_records(path).rows) if path.is_file() else []
+                for rows in rows_of(scan.case(law, acceleration), law, prior, options, present):
+                    append_records(path, "samplers", command, settings, rows=rows)
+    figures = options.out / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    sys.stdout.write(write_table(path, figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Folders of scans and references: every slice once, resumed where it stopped, scores equal to those of the volume."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from ambient_mri import cli, metrics, reconstruct
+from ambient_mri._checks import AmbientMRIError, DataError
+from ambient_mri.data.readers import read_reference
+from ambient_mri.evaluation import Evaluation, pair_files
+from ambient_mri.operators.fourier import fft, ifft
+from ambient_mri.prior import Prior, build_model, load_prior
+from ambient_mri.report.records import read_records
+from ambient_mri.tensors import complex_randn, keyed_generator
+from tests.data.fastmri_files import header_xml
+from tests.oracles import StationaryDenoiser, smooth_coils
+
+SIZE, SLICES = 24, 3
+ARCHITECTURE = {"kind": "clean", "network": {"name": "UNet", "channels": 8, "multipliers": [1]}, "sd": 0.3}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``scans/a.h5`` and ``b.h5`` (fully sampled, with references), ``mask.npy`` (R = 2.4), ``prior/``."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    (folder / "scans").mkdir()
+    maps = smooth_coils(4, SIZE, SIZE).to(torch.complex64)
+    for name in "ab":
+        generator = keyed_generator("evaluation", name)
+        images = (1 + StationaryDenoiser(0.3, 0.1).draw(SLICES, (SIZE, SIZE), generator)) * torch.tensor([1.0, 2, 1.5])[
+            :, None, None, None
+        ]
+        kspace = fft(maps * images)
+        kspace = kspace + 0.02 * complex_randn(kspace.shape, generator=generator)
+        with h5py.File(folder / "scans" / f"{name}.h5", "w") as handle:
+            handle["kspace"] = kspace.numpy()
+            handle["reconstruction_rss"] = ifft(kspace).abs().square().sum(dim=1).sqrt().numpy()
+            handle["ismrmrd_header"] = header_xml(encoded=(SIZE, SIZE), recon=(SIZE, SIZE)).encode()
+            handle.attrs["acquisition"] = "AXT1"
+    mask = np.zeros(SIZE, dtype=bool)
+    mask[::4], mask[9:15] = True, True
+    np.save(folder / "mask.npy", mask)
+    torch.manual_seed(0)
+    Prior(build_model(ARCHITECTURE), "clean", ARCHITECTURE, name="tiny").save(folder / "prior")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::ambient_mri.reconstruct.ReconstructionWarning")
+def test_every_slice_is_made_once_and_scores_are_those_of_the_volume(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask, prior = np.load(root / "mask.npy"), load_prior(root / "prior")
+    pairs = pair_files(root / "scans", root / "scans")
+    assert [scan.stem for scan, _ in pairs] == ["a", "b"]
+    plan = Evaluation(tmp_path / "out", samples=2, steps=3, mask=mask)
+    first = plan.run(pairs, [prior], ["split_gibbs", "dds"])
+    files = sorted((tmp_path / "out").rglob("*.h5"))
+    assert len(files) == 2 * 2 * SLICES and files[0].name == "slice_0000.h5"
+
+    # The same as the volume at once: one scale, one noise level, the same streams.
+    whole = reconstruct(pairs[1][0], mask=mask, prior=prior, samples=2, steps=3, progress=False)
+    with h5py.File(tmp_path / "out/tiny/split_gibbs/b/slice_0001.h5") as handle:
+        assert np.allclose(handle["mean"][0], whole.mean[1], atol=1e-3 * np.abs(whole.mean).max())
+    truth = read_reference(pairs[1][1])
+    row = first.select(case="b", method="tiny/split_gibbs/mean2", metric="psnr")[0]
+    assert row["value"] == pytest.approx(metrics.psnr(truth, whole.magnitude), abs=0.01)
+    assert row["n"] == SLICES and row["nfe"] == 3
+    assert "tiny/dds/mean2" in (tmp_path / "out/evaluation.md").read_text()
+
+    # An interrupted run: two slices are missing, and nothing else is made again.
+    made: list[int] = []
+    original = reconstruct
+
+    def counted(*args: object, **options: object) -> object:
+        made.append(options["slices"][0])  # type: ignore[index]
+        return original(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("ambient_mri.evaluation.reconstruct", counted)
+    for name in ("a/slice_0002.h5", "b/slice_0000.h5"):
+        (tmp_path / "out/tiny/dds" / name).unlink()
+    again = plan.run(pairs, [prior], ["split_gibbs", "dds"])
+    assert made == [2, 0]
+    values = lambda result: {(r["case"], r["method"], r["metric"]): r["value"] for r in result.rows}  # noqa: E731
+    assert values(again) == pytest.approx(values(first), rel=1e-5)
+
+    with pytest.raises(DataError, match=r"was made with other settings\. Choose another --out"):
+        Evaluation(tmp_path / "out", samples=2, steps=4, mask=mask).run(pairs, [prior], ["dds"])
+
+
+def test_files_are_paired_by_name_and_never_by_position(root: Path, tmp_path: Path) -> None:
+    shutil.copy(root / "scans" / "b.h5", tmp_path / "b.h5")
+    with pytest.raises(DataError, match=r"no reference for a\.h5\. Scan and reference are paired by the name"):
+        pair_files(root / "scans", tmp_path)
+    with pytest.raises(DataError, match="no such folder"):
+        pair_files(root / "scans", tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no k-space file"):
+        pair_files(tmp_path / "empty", tmp_path)
+    assert len(pair_files(root / "scans" / "a.h5", tmp_path / "b.h5")) == 1
+
+
+def test_two_priors_of_one_name_are_refused(root: Path, tmp_path: Path) -> None:
+    prior = load_prior(root / "prior")
+    with pytest.raises(AmbientMRIError, match="priors must have different names; got tiny, tiny"):
+        Evaluation(tmp_path).run([], [prior, prior], ["dds"])
+
+
+@pytest.mark.filterwarnings("ignore::ambient_mri.reconstruct.ReconstructionWarning")
+def test_the_commands_evaluate_and_calibrate(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(root / "prior", tmp_path / "prior")
+    scans, shared = str(root / "scans"), ["--mask", str(root / "mask.npy"), "--slices", "1:2", "--steps", "3"]
+    shared += ["--prior", str(tmp_path / "prior"), "--sampler", "dds", "--samples", "4"]
+    assert cli.main(["evaluate", scans, scans, *shared, "--out", str(tmp_path / "out")]) == 0
+    assert "evaluation.json" in capsys.readouterr().out
+    rows = read_records(tmp_path / "out" / "evaluation.json").rows
+    assert {(row["case"], row["n"]) for row in rows} == {("a", 1), ("b", 1)}
+
+    assert cli.main(["calibrate", scans, scans, *shared]) == 0
+    assert "by which reconstruct() multiplies" in " ".join(capsys.readouterr().out.split())
+    stored = json.loads((tmp_path / "prior" / "prior.json").read_text())["recalibration"]["dds"]
+    assert stored["factor"] > 0 and stored["cases"] == 2 and stored["samples"] == 4
+    # Either the intervals covered too little and are widened, or they are narrowed.
+    assert (stored["coverage"] < 0.9) == (stored["factor"] > 1)
+    assert load_prior(tmp_path / "prior").metadata["recalibration"]["dds"] == stored
+
+    assert cli.main(["evaluate", scans, scans]) == 2
+    assert "name the prior with --prior" in capsys.readouterr().err

@@ -1,0 +1,65 @@
+"""The README's example on pictures that scikit-image ships, small: a prior of corrupted patches, three restorations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import ambient_mri
+from ambient_mri.operators import Identity, Mask, gaussian_blur
+from ambient_mri.operators.base import LinearOperator
+from ambient_mri.tensors import keyed_generator
+from ambient_mri.train import compose
+from ambient_mri.training.rounds import expectation_maximisation
+from ambient_mri.training.run import train
+
+SMALL = (
+    "network.channels=8", "network.multipliers=[1,2]", "model.precision=fp32", "trainer.max_steps=12",
+    "loader.batch_size=8", "loader.val_items=8", "trainer.val_check_interval=12",
+)  # fmt: skip
+
+
+def patches() -> np.ndarray:
+    """Every other pixel of a picture, in patches of 32 x 32, (n, 32, 32, 3) uint8."""
+    from skimage import data
+
+    half = data.astronaut()[::2, ::2]
+    rows, columns = half.shape[0] // 32, half.shape[1] // 32
+    return half.reshape(rows, 32, columns, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("example")
+    np.savez(folder / "patches.npz", images=patches())
+    pictures = ["+images=base", "data=npz", f"data.root={folder / 'patches.npz'}", "corruption=pixels"]
+    pictures += ["network=unet_light", *SMALL]
+    train(compose([*pictures, "objective=ambient", f"run_dir={folder / 'pictures'}"]))
+    rounds = ["em.rounds=1", "em.assess.slices=4", "em.assess.samples=2", "em.batch_size=32"]
+    rounds += ["objective=em", f"init={folder / 'pictures'}", f"run_dir={folder / 'pictures_em'}"]
+    return expectation_maximisation(compose([*pictures, *rounds]))
+
+
+def quality(truth: Tensor, image: Tensor) -> float:
+    """PSNR in dB, images in [-1, 1]."""
+    return float(10 * torch.log10(4 / (truth - image).square().mean()))
+
+
+@pytest.mark.parametrize("task", ["inpaint", "denoise", "deblur"])
+def test_a_prior_of_patches_with_missing_pixels_restores(prior: Path, task: str) -> None:
+    truth = torch.from_numpy(patches()[37:40]).permute(0, 3, 1, 2) / 127.5 - 1
+    mask = torch.rand(3, 1, 32, 32, generator=keyed_generator("example")) < 0.4
+    operators: dict[str, LinearOperator] = {"inpaint": Mask(mask), "denoise": Identity(), "deblur": gaussian_blur(1.0)}
+    operator, noise_std = operators[task], {"inpaint": 0.02, "denoise": 0.2, "deblur": 0.05}[task]
+    clean = operator(truth)
+    y = clean + noise_std * torch.randn(clean.shape, generator=keyed_generator("noise"))
+    y = operator(y) if task == "inpaint" else y
+    x = ambient_mri.solve(y, operator, prior, noise_std=noise_std, samples=4, steps=15)
+    assert x.mean.shape == truth.shape and x.std is not None and x.mean.dtype == torch.float32
+    assert 0.5 < float(x.residual.mean()) < 2, "samples explain the data"
+    gain = {"inpaint": 10.0, "denoise": 3.0, "deblur": 0.5}[task]
+    assert quality(truth, x.mean) > quality(truth, y) + gain

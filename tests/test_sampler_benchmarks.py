@@ -1,0 +1,113 @@
+"""Benchmarks of the samplers: they run, resume, and draw curves over common cases; the page on samplers is current."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ambient_mri._checks import AmbientMRIError
+from ambient_mri.prior import Prior, build_model
+from ambient_mri.report.cost import cost_curves, cost_figure
+from ambient_mri.report.records import Row, read_records
+from ambient_mri.sampling import SAMPLERS
+from tests.test_benchmarks import load
+
+
+@pytest.fixture
+def prior(tmp_path: Path) -> Path:
+    network = {"name": "UNet", "channels": 8, "multipliers": [1], "fold": 2}
+    architecture = {"kind": "clean", "network": network, "sd": 0.3, "precision": "fp32"}
+    return Prior(build_model(architecture), "clean", architecture, name="tiny").save(tmp_path / "prior")
+
+
+def test_samplers_without_data_measures_phantoms_and_resumes(
+    tmp_path: Path, prior: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AMBIENT_MRI_DATA", raising=False)
+    benchmark = load("quality/samplers")
+    arguments = ["--prior", str(prior), "--samplers", "dds", "--num-steps", "2", "--samples", "2"]
+    arguments += ["--masks", "random", "poisson", "--accelerations", "4", "--scans", "1", "--out", str(tmp_path)]
+    arguments += ["--noise-factors", "1", "2"]
+    benchmark.main(arguments)
+    first = read_records(tmp_path / "samplers.json")
+    assert "Simulated" in first.settings["data"]
+    assert {row["method"] for row in first.rows} == {"em/dds/mean2"}
+    assert {(row["mask"], row["noise_factor"]) for row in first.rows} == {
+        (mask, factor) for mask in ("random", "poisson") for factor in (1, 2)
+    }
+    assert {row["metric"] for row in first.rows} >= {"psnr", "ssim", "nrmse", "variance_ratio", "chi2_residual"}
+    # Twice the noise level, a quarter of chi^2 at the same residual: the factor reached the sampler.
+    chi2 = {
+        (r["mask"], r["noise_factor"]): r["value"] for r in first.select(metric="chi2_residual", method="em/dds/mean2")
+    }
+    assert chi2["random", 2] < chi2["random", 1]
+    assert (tmp_path / "figures" / "samplers_evaluations.png").is_file()
+
+    monkeypatch.setattr(benchmark, "run", lambda *_: pytest.fail("a finished run was made again"))
+    benchmark.main(arguments)
+    assert read_records(tmp_path / "samplers.json").rows == first.rows
+
+
+def test_every_sampler_for_clean_priors_is_in_the_plan() -> None:
+    benchmark = load("quality/samplers")
+    assert set(benchmark.STEPS) == {name for name, cls in SAMPLERS.items() if "clean" in cls.accepts}
+
+
+def test_speed_compares_samplers_with_the_bare_network(tmp_path: Path, prior: Path) -> None:
+    benchmark = load("speed/samplers")
+    arguments = ["--prior", str(prior), "--size", "32", "--coils", "2", "--batch", "2", "--steps", "2"]
+    benchmark.main([*arguments, "--repeats", "1", "--out", str(tmp_path)])
+    result = read_records(tmp_path / "speed_samplers.json")
+    wall = result.select(metric="ratio", clock="wall")
+    assert len(wall) == 6 and all(row["value"] > 0.3 for row in wall)
+    exact = result.select(data_step="exact", metric="ratio")
+    assert {row["iterations_per_step"] for row in exact} == {0.0}
+    assert all(r["iterations_per_step"] >= 1 for r in result.select(data_step="conjugate_gradient", metric="ratio"))
+
+
+def cost_row(sampler: str, steps: int, case: str, value: float, gradients: int = 0) -> Row:
+    return {
+        "case": case,
+        "acceleration": 4,
+        "mask": "random",
+        "method": f"em/{sampler}/mean8",
+        "metric": "psnr",
+        "value": value,
+        "n": 1,
+        "ci95": None,
+        "steps": steps,
+        "nfe": steps,
+        "gradients": gradients,
+        "seconds": 0.1 * steps,
+    }
+
+
+def test_curves_hold_common_cases_and_count_a_gradient_twice(tmp_path: Path) -> None:
+    rows = [cost_row("dds", 10, "a", 30.0), cost_row("dds", 10, "easy", 90.0), cost_row("dds", 50, "a", 32.0)]
+    rows += [cost_row("mmps", 10, "a", 31.0, gradients=60)]
+    assert cost_curves(rows, "psnr") == {"dds": ([10.0, 50.0], [30.0, 32.0]), "mmps": ([130.0], [31.0])}
+    assert cost_curves(rows, "psnr", "seconds")["dds"] == ([1.0, 5.0], [30.0, 32.0])
+    assert cost_figure(rows, tmp_path / "cost.png", metric="psnr", cost="seconds").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(AmbientMRIError, match="no case was run with every sampler"):
+        cost_curves([*rows, cost_row("dps", 100, "b", 20.0)], "psnr")
+    with pytest.raises(AmbientMRIError, match="cost must be one of"):
+        cost_curves(rows, "psnr", "money")
+
+
+def test_the_page_on_samplers_is_current(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    script = load("which_sampler")
+    assert script.main(["--check"]) == 0
+    text = script.page()
+    assert all(f"**`{name}`**" in text for name in SAMPLERS)
+    # By hand from the record: mean over cases of NRMSE over the exact one.
+    record = read_records(script.RECORD)
+    ratios = []
+    for row in record.select(method="gaussian/dds/mean16", metric="nrmse", domain="image"):
+        exact = record.select(method="gaussian/exact/point", metric="nrmse", case=row["case"], domain="image")[0]
+        ratios.append(row["value"] / exact["value"])
+    assert f"| `dds` | 50 | 50 | 0 | {sum(ratios) / len(ratios):.3f} |" in text
+    assert script.verdict(1.2, 1.0) == "comparison" and script.verdict(1.0, 0.7) == "means"
+    monkeypatch.setattr(script, "page", lambda: text + "changed")
+    assert script.main(["--check"]) == 1
+    assert "out of date: run python benchmarks/which_sampler.py" in capsys.readouterr().err
