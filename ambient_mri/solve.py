@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ambient_mri._checks import AmbientMRIError, PriorError, check_option, require
 from ambient_mri.denoiser import Denoiser
 from ambient_mri.operators import LinearOperator
+from ambient_mri.prior import Prior
 from ambient_mri.sampling import Sampler, make_sampler
 from ambient_mri.sampling.automatic import with_automatic_steps
 from ambient_mri.sampling.draw import (
@@ -77,8 +79,23 @@ class Solution:
         return values.quantile(q, dim=1)
 
 
+def _check_channels(y: Tensor, operator: LinearOperator, prior: Prior) -> None:
+    """Raise unless A^H y has the real channels that the prior models."""
+    if not prior.architecture:
+        return
+    image = operator.adjoint(y)
+    found = image.shape[1] * (2 if image.is_complex() else 1)
+    expected = int(prior.architecture.get("image_channels", 2))
+    hint = "Pass y.to(torch.complex64)." if not image.is_complex() and expected == 2 else "Use another prior."
+    require(
+        found == expected,
+        f"prior {prior.name!r} models images of {expected} real channels (a complex image has 2); y and "
+        f"{operator.name} make {tuple(image.shape)} {image.dtype}. {hint}",
+    )
+
+
 def solve(
-    y: Tensor,
+    y: Tensor | np.ndarray,
     operator: LinearOperator,
     prior: PriorLike,
     *,
@@ -95,7 +112,9 @@ def solve(
     """Draw samples of p(x | y = A x + noise) for any linear operator: inpainting, denoising, deblurring, ...
 
     Args:
-        y: (b, ...) data, in units in which x has those of the prior.
+        y: (b, ...) data, a tensor or an array; complex where the prior is one of complex images, such as those of MRI.
+            In units in which x has those of the prior: for complex priors an rms of about ``prior.model.sd`` a real
+            part, natural images lie in [-1, 1].
         operator: A, on ``device``, for the b rows of ``y``.
         prior: A clean prior: a name, a prior folder, a Prior, or a Denoiser.
         noise_std: Noise of y per real part (and per imaginary part, where complex): a number or (b,).
@@ -115,6 +134,12 @@ def solve(
         PriorError: If there is no such prior, or the sampler or this function is not valid for its kind.
         AmbientMRIError: If shapes or values do not fit.
     """
+    y = torch.as_tensor(y)
+    require(
+        isinstance(operator, LinearOperator),
+        f"operator must be a LinearOperator of ambient_mri.operators; got {type(operator).__name__}. Wrap yours with "
+        "from_sigpy, from_deepinv or from_scipy, or write a subclass with forward and adjoint.",
+    )
     where = y.device if device is None else choose_device(device)
     if isinstance(steps, str):
         check_option("steps", steps, ("auto",))
@@ -129,6 +154,7 @@ def solve(
     if steps == "auto":
         method = with_automatic_steps(method, model, float(torch.as_tensor(noise_std).float().median()))
     count, y = sample_count(method, samples), y.to(where)
+    _check_channels(y, operator, loaded)
     shape = (int(y.shape[-2]), int(y.shape[-1]))
     channels = 1 if y.ndim < 4 else y.shape[1]
     rows = rows_per_batch("auto" if batch_size is None else batch_size, shape, channels, where)

@@ -116,3 +116,15 @@ def test_the_public_function() -> None:
         run(samples=0)
     with pytest.raises(AmbientMRIError, match="keep=True"):
         Drawn(torch.zeros(1), None, None, torch.zeros(1, 1), {}).kept  # noqa: B018
+
+
+def test_arrays_are_taken_and_other_data_than_the_priors_are_one_clear_line() -> None:
+    y = complex_randn((1, 1, 16, 16), generator=keyed_generator("arrays"))
+    everywhere = Mask(torch.ones(1, 1, 16, 16, dtype=torch.bool))
+    found = solve(y.numpy(), everywhere, "brain128", noise_std=0.1, samples=2, steps=2)
+    same = solve(y, everywhere, "brain128", noise_std=0.1, samples=2, steps=2)
+    torch.testing.assert_close(found.mean, same.mean)
+    with pytest.raises(AmbientMRIError, match=r"models images of 2 real channels .* Pass y.to\(torch.complex64\)"):
+        solve(y.real, everywhere, "brain128", noise_std=0.1)
+    with pytest.raises(AmbientMRIError, match=r"operator must be a LinearOperator .* got function"):
+        solve(y, lambda x: x, "brain128", noise_std=0.1)  # type: ignore[arg-type]

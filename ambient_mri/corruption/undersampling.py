@@ -89,7 +89,7 @@ def check_learnable(
         not holes,
         f"the sampling law never samples k-space {'lines' if inclusion.shape[-2] == 1 else 'locations'} "
         f"{list(holes[:8])}, inside the sampled region: what lies there cannot be learned. "
-        "Let the masks vary from scan to scan, or use a law that covers the centre.",
+        f"Let the masks vary from scan to scan, or use a law that covers the centre.{_few_masks(corruption.law)}",
     )
     smallest = 1.0
     if m.mask.shape[-2] == 1:
@@ -101,6 +101,16 @@ def check_learnable(
             "more coils, or a lower acceleration.",
         )
     return Learnability(smallest, holes, rim, corruption.law.exact)
+
+
+def _few_masks(law: SamplingLaw) -> str:
+    masks = getattr(law, "masks", None)
+    if masks is None:
+        return ""
+    return (
+        f" The law was estimated from {len(masks)} masks: with so few, lines are missed by chance; add scans, or name "
+        "the law that they were drawn from (corruption=random_lines, ...)."
+    )
 
 
 def _holes(inclusion: Tensor) -> tuple[tuple[int, ...], int]:

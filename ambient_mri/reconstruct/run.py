@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 
 __all__ = ["reconstruct"]
 
+# Chi^2 of the residual above which a user is told.
+_MISFIT = 10.0
+
 
 def reconstruct(
     scan: str | os.PathLike[str] | ArrayLike | RawScan,
@@ -132,6 +135,7 @@ def reconstruct(
                 results.setdefault(key, []).append(value)
             noted += [text for text in chunk.warnings if text not in noted]
             found = found or {"coil_maps": chunk.maps_method, "run": drawn.status}
+    noted += _misfit(np.concatenate(results["residual"]))
     for text in noted:
         warnings.warn(f"{raw.name}: {text}", ReconstructionWarning, stacklevel=2)
     arrays = {key: np.concatenate(values) for key, values in results.items()}
@@ -158,6 +162,17 @@ def _given_steps(steps: int | str | None) -> int | None:
         check_option("steps", steps, ("auto",))
         return None
     return steps
+
+
+def _misfit(residual: np.ndarray) -> list[str]:
+    """A note where the images do not explain the data: what was read is hardly what the scanner measured."""
+    worst = float(residual.max(initial=0.0, where=np.isfinite(residual)))
+    if worst <= _MISFIT:
+        return []
+    return [
+        f"the images do not fit the data: chi^2 of the residual is {worst:.3g}, where 1 is expected. Check that this "
+        "is k-space with its zero frequency at n//2, and its mask, coil maps and noise_std (`ambient-mri info FILE`)."
+    ]
 
 
 def _maps_choice(coil_maps: ArrayLike | str | None) -> tuple[str | None, ArrayLike | None]:

@@ -103,7 +103,10 @@ def _open_run(cfg: DictConfig, run_dir: Path) -> Path | None:
         known = f"{run_dir} holds a run already: choose another run_dir, or resume=true to go on with it."
         require(bool(cfg.resume), known)
         check_same_run(run_dir, cfg)
+        _check_same_root(stored, cfg)
         log.info("going on from %s", found)
+    elif stored.is_file() and not _same_data(stored, cfg):  # a start that failed keeps no claim on the folder
+        (run_dir / "scans.json").unlink(missing_ok=True)
     run_dir.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, stored, resolve=True)
     return found
@@ -125,6 +128,26 @@ def check_same_run(run_dir: Path, cfg: DictConfig, identity: Collection[str] = I
         not changed,
         f"{run_dir} holds another run: it differs in {', '.join(changed[:4])}. Choose another run_dir.",
     )
+
+
+def _root(cfg: Any) -> str | None:
+    given = OmegaConf.select(cfg, "data.root")
+    return None if given is None else str(Path(str(given)).expanduser().resolve())
+
+
+def _check_same_root(stored: Path, cfg: DictConfig) -> None:
+    """Raise if the run's scans come from another folder than the one that is given now."""
+    before, now = _root(OmegaConf.load(stored)), _root(cfg)
+    require(
+        before is None or now is None or before == now,
+        f"{stored.parent} was begun with data.root={before}; now it is {now}. Choose another run_dir.",
+    )
+
+
+def _same_data(stored: Path, cfg: DictConfig) -> bool:
+    before, now = OmegaConf.load(stored), cfg
+    parts = [(OmegaConf.select(c, "data"), OmegaConf.select(c, "corruption"), _root(c)) for c in (before, now)]
+    return bool(parts[0] == parts[1])
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -27,6 +27,8 @@ __all__ = ["ScanFolder", "ScanSet", "cache_folder", "progress"]
 
 log = logging.getLogger(__name__)
 
+_READABLE = ("*.h5", "*.npz", "*.npy")
+
 
 @dataclass(frozen=True)
 class ScanSet:
@@ -98,7 +100,7 @@ class ScanFolder:
         val: Subfolder with held-out files; where it is missing, every tenth subject is held out.
         cache: Where prepared scans are written; see :func:`cache_folder`.
         seed: Data seed: masks of fully sampled volumes are drawn from it.
-        pattern: Which files to take.
+        pattern: Which files to take; all that can be read (.h5, .npz, .npy) when None.
         limit: At most this many training volumes.
         page: Where the data are to be had, for the message when ``root`` is missing.
         variable: Environment variable that ``root`` is taken from, for the same message.
@@ -118,7 +120,7 @@ class ScanFolder:
         val: str = "val",
         cache: str | None = None,
         seed: int = 0,
-        pattern: str = "*.h5",
+        pattern: str | None = "*.h5",
         limit: int | None = None,
         page: str = "",
         variable: str = "",
@@ -169,16 +171,28 @@ class ScanFolder:
         require(root.is_dir(), f"data.root={root} is not a folder.{where} run `{command}`{variable}.", DataError)
         # `ambient-mri prepare` makes train/ and val/ of any data set.
         folder = next((f for f in (root / self.train_folder, root / "train") if f.is_dir()), root)
-        train = with_acquisition(list_volumes(folder, self.pattern), self.acquisitions)
-        require(bool(train), f"no {self.pattern} file in {folder}.", DataError)
+        train = with_acquisition(self._volumes(folder), self.acquisitions)
+        wanted = self.pattern or ", ".join(_READABLE)
+        holds = ", ".join(sorted({p.suffix or p.name for p in folder.iterdir()})[:6]) or "nothing"
+        require(bool(train), f"no {wanted} file in {folder}, which holds {holds}: set data.pattern.", DataError)
         held_out = next((f for f in (root / self.val_folder, root / "val") if f.is_dir()), None)
-        own = [] if held_out is None else with_acquisition(list_volumes(held_out, self.pattern), self.acquisitions)
+        own = [] if held_out is None else with_acquisition(self._volumes(held_out), self.acquisitions)
         if self.split is not None:
             parts = apply_split([*train, *own], read_split(Path(self.split).expanduser()))
             require(bool(parts.get("train")), f"{self.split} lists no volume to train on.", DataError)
             return parts["train"][: self.limit], parts.get("val", [])
         val = train[9::10] if held_out is None else own
+        if not val:
+            log.warning(
+                "%s has no held-out scan: below 10 volumes none is put aside; a folder %s/ would hold your own choice.",
+                root,
+                self.val_folder,
+            )
         return [f for f in train if f not in val][: self.limit], val
+
+    def _volumes(self, folder: Path) -> list[Path]:
+        patterns = _READABLE if self.pattern is None else (self.pattern,)
+        return sorted(path for pattern in patterns for path in list_volumes(folder, pattern))
 
     def _prepared(self, files: Sequence[Path], folder: Path, law: SamplingLaw | None) -> tuple[Path, ...]:
         if not files or all(is_prepared(f) for f in files):

@@ -20,6 +20,7 @@ def test_clean_priors(name: str) -> None:
     assert error < (0.3 if name in ("dps", "langevin") else 0.135)
 
 
+@pytest.mark.filterwarnings("ignore:.*do not fit the data:ambient_mri.reconstruct.ReconstructionWarning")
 @pytest.mark.parametrize("name", ["msm", "adps", "adps_fixed", "diffpir"])
 def test_ambient_priors(name: str) -> None:
     kspace, _, maps, _ = scan()

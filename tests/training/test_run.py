@@ -133,6 +133,26 @@ def test_a_run_folder_keeps_its_run(override: str, words: str, scan_folder: Path
         run(scan_folder, tmp_path, override)
 
 
+def test_a_run_keeps_its_data_and_a_failed_start_keeps_nothing(scan_folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run(scan_folder, tmp_path / "run", "trainer.max_steps=2", "checkpoint_every=1")
+    with pytest.raises(AmbientMRIError, match=r"was begun with data\.root=.*; now it is .*Choose another run_dir"):
+        run(elsewhere, tmp_path / "run")
+    with pytest.raises(AmbientMRIError, match=r"no \*\.h5, \*\.npz, \*\.npy file in .*, which holds nothing"):
+        run(elsewhere, tmp_path / "failed")
+    # A start that fails after its scans were recorded, then one on other scans.
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in sorted((scan_folder / "train").glob("*.h5"))[:2]:
+        (other / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(AmbientMRIError, match="no prior '/nowhere'"):
+        run(scan_folder, tmp_path / "failed", "init=/nowhere")
+    run(other, tmp_path / "failed", "trainer.max_steps=1")
+    recorded = json.loads((tmp_path / "failed" / "scans.json").read_text())
+    assert all("other" in str(path) for path in recorded["train"])
+
+
 KILLED = """
 import os, signal, sys
 from ambient_mri.training.module import TrainingModule
