@@ -30,6 +30,8 @@ Interval: TypeAlias = tuple[int, int]
 Extent: TypeAlias = tuple[Interval, Interval]
 
 ISOLATED_ZEROS = 0.05
+# A rim that randomly placed lines leave out at least this often says nothing of the acquired extent.
+_CHANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -242,8 +244,16 @@ def _acquired_interval(line: np.ndarray, header: Interval | None, name: str, log
         if first < header[0] or last > header[1]:
             log.suspicions.append(f"the header limits {name} to {header}, yet {(first, last)} hold data")
         return min(first, header[0]), max(last, header[1])
-    # Without a header, a rim no wider than the gaps inside is taken for one that the mask left out.
-    return (0 if first <= gap else first), (len(line) if len(line) - last <= gap else last)
+    # Without a header, a rim that the mask may have left out by chance is taken for one that it did leave out.
+    by_chance = lambda rim: rim <= gap or _chance_of_rim(rim, line) >= _CHANCE  # noqa: E731
+    return (0 if by_chance(first) else first), (len(line) if by_chance(len(line) - last) else last)
+
+
+def _chance_of_rim(rim: int, line: np.ndarray) -> float:
+    """Probability that runs of sampled lines, as many as there are, all miss the first ``rim`` places at random."""
+    hits = np.concatenate([[False], line.astype(bool)])
+    runs = int(np.count_nonzero(hits[1:] & ~hits[:-1]))
+    return float((1 - rim / len(line)) ** runs)
 
 
 def _longest_gap(line: np.ndarray) -> int:

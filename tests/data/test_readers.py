@@ -536,3 +536,17 @@ def test_real_prospective_masks(data_root: Path) -> None:
     poisson = read_scan(data_root / "multicoil_test" / "brain_t1_8ch_poisson8.h5")
     assert poisson.phase_encode_axis is None and poisson.mask.shape == (1, 1, 230, 180)
     assert poisson.acceleration == pytest.approx(8, rel=0.05)
+
+
+def test_a_rim_that_random_lines_miss_by_chance_is_no_acquired_extent() -> None:
+    """R = 8 leaves a quarter at one side empty once in a dozen draws; the zero padding of a dense mask stays."""
+    generator = np.random.default_rng(0)
+    line = np.zeros(128, bool)
+    line[60:68] = line[[33, 40, 50, 75, 90, 99, 110, 121]] = True
+    kspace = generator.standard_normal((1, 2, 128, 128)) * line + 0j
+    assert from_arrays(kspace.astype(np.complex64)).acceleration == pytest.approx(8.0)
+    dense = np.zeros(128, bool)
+    dense[20:108] = generator.random(88) < 0.5
+    dense[[20, 107]] = dense[60:68] = True
+    found = from_arrays((generator.standard_normal((1, 2, 128, 128)) * dense).astype(np.complex64))
+    assert found.acquired_extent[1] == (20, 108)
