@@ -137,6 +137,8 @@ def _root(cfg: Any) -> str | None:
 
 def _check_same_root(stored: Path, cfg: DictConfig) -> None:
     """Raise if the run's scans come from another folder than the one that is given now."""
+    if not (stored.parent / "scans.json").is_file():  # a set of images is known by its content
+        return
     before, now = _root(OmegaConf.load(stored)), _root(cfg)
     require(
         before is None or now is None or before == now,
