@@ -25,7 +25,7 @@ from ambient_mri.comparators import FeedForward, ProjectedNoiseDenoiser
 from ambient_mri.denoiser import CleanDenoiser, ConditionalDenoiser, Denoiser, ProfileEncoder
 from ambient_mri.networks import ComplexUNet, UNet
 
-__all__ = ["FORMAT_VERSION", "Prior", "build_model", "load_prior"]
+__all__ = ["FORMAT_VERSION", "Prior", "build_model", "load_prior", "read_card"]
 
 FORMAT_VERSION = 1
 KINDS = ("clean", "ambient", "feedforward")
@@ -153,7 +153,7 @@ def build_model(architecture: Mapping[str, Any]) -> Denoiser | ConditionalDenois
 
 
 def load_prior(source: str | Path | Prior, *, device: torch.device | str = "cpu") -> Prior:
-    """Load a prior by name (one that ships with the package), or from a folder.
+    """Load a prior by name (one that ships with the package), or from its folder or that of the run that made it.
 
     Raises:
         PriorError: If nothing of that name exists, a file is missing or damaged, or the format is newer than this
@@ -181,6 +181,15 @@ def load_prior(source: str | Path | Prior, *, device: torch.device | str = "cpu"
     return Prior(model, card["kind"], card["architecture"], metadata, card.get("name", folder.name))
 
 
+def read_card(source: str | Path) -> dict[str, Any]:
+    """The ``prior.json`` of a prior folder, a shipped prior, or a run folder; no weights are read.
+
+    Raises:
+        PriorError: If nothing of that name exists, or the card is damaged.
+    """
+    return _read_card(_find(source))
+
+
 def shipped_priors() -> tuple[str, ...]:
     """Names of the priors that ship with the package."""
     root = resources.files("ambient_mri").joinpath("priors")
@@ -189,8 +198,9 @@ def shipped_priors() -> tuple[str, ...]:
 
 def _find(source: str | Path) -> Path:
     path = Path(source).expanduser()
-    if (path / "prior.json").is_file():
-        return path
+    inside = next((p for p in (path / "prior", path) if (p / "prior.json").is_file()), None)
+    if inside is not None:
+        return inside
     shipped = shipped_priors()
     if str(source) in shipped:
         return Path(str(resources.files("ambient_mri").joinpath("priors", str(source))))

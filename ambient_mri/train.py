@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,22 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ambient_mri._checks import AmbientMRIError
+from ambient_mri._checks import AmbientMRIError, require
 
 __all__ = ["compose", "config_dir", "main"]
 
 log = logging.getLogger(__name__)
+
+# What is counted takes whole numbers alone; elsewhere 4 and 4.0 are the same.
+_COUNTS = frozenset(
+    (
+        *("seed", "data.seed", "data.limit", "checkpoint_every", "training.warmup_steps", "network.channels"),
+        *("trainer.max_steps", "trainer.accumulate_grad_batches", "trainer.num_nodes", "trainer.log_every_n_steps"),
+        *("loader.batch_size", "loader.num_workers", "loader.val_items", "em.rounds", "em.steps", "em.batch_size"),
+    )
+)
+# Lightning takes words here, too, such as auto.
+_WORD_OR_NUMBER = frozenset({"trainer.devices", "trainer.precision"})
 
 
 def config_dir() -> Path:
@@ -48,13 +60,16 @@ def compose(overrides: Sequence[str] = (), *, extra_dir: str | Path | None = Non
     """The configuration that the command line ``overrides`` give.
 
     Raises:
-        AmbientMRIError: For an unknown key or option; one line with the nearest match.
+        AmbientMRIError: For an unknown key or option, one line with the nearest match; for a value that is no number
+            where a number is needed.
     """
     GlobalHydra.instance().clear()
     search = [f"hydra.searchpath=[file://{Path(extra_dir).resolve()}]"] if extra_dir else []
     try:
         with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return hydra.compose("train", overrides=[*overrides, *search])
+            found = hydra.compose("train", overrides=[*overrides, *search])
+            _check_values(found, overrides, tuple(search))
+            return found
     except (HydraException, OmegaConfBaseException) as error:
         wrong = getattr(error, "override", None)
         raise AmbientMRIError(
@@ -99,6 +114,43 @@ def _known_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]
     parser.add_argument("--hydra-help", action="store_true")
     known, rest = parser.parse_known_args(list(argv))
     return known, [a for a in rest if "=" in a and not a.startswith("-")]
+
+
+def _check_values(cfg: DictConfig, overrides: Sequence[str], search: tuple[str, ...]) -> None:
+    """Check every value of the command line against the kind of value that stands in its place without it."""
+    given = [o for o in overrides if "=" in o]
+    groups = tuple(o for o in given if _group_of(o))
+    for override in given:
+        key = override.split("=", 1)[0].lstrip("+~")
+        value = None if override in groups else OmegaConf.select(cfg, key)
+        # Whole numbers go everywhere that numbers go.
+        if not isinstance(value, bool | str | float) or key in _WORD_OR_NUMBER:
+            continue
+        default = OmegaConf.select(_without_values(groups, search), key)
+        if key in _COUNTS or isinstance(default, bool | int | float):
+            _check_kind(key, value, default)
+
+
+def _check_kind(key: str, value: bool | str | float, default: Any) -> None:
+    """Raise unless ``value`` is a truth value, a whole number or a number, whichever ``key`` takes."""
+    if isinstance(default, bool):
+        wanted, good, example = "true or false", isinstance(value, bool), str(default).lower()
+    else:
+        counts, number = key in _COUNTS, isinstance(value, float)
+        wanted, good = "a whole number" if counts else "a number", number and not counts
+        example = f"{value:.0f}" if counts and isinstance(value, float) and value.is_integer() else str(default)
+    require(good, f"{key} must be {wanted}; got {value!r}. Write {key}={example}, say.")
+
+
+def _group_of(override: str) -> bool:
+    """Whether an override chooses a file of a group, such as ``data=phantom``, rather than a value."""
+    name = override.split("=", 1)[0].lstrip("+~").split("@")[0]
+    return "." not in name and (config_dir() / name).is_dir()
+
+
+@lru_cache(maxsize=32)
+def _without_values(groups: tuple[str, ...], search: tuple[str, ...]) -> DictConfig:
+    return hydra.compose("train", overrides=[*groups, *search])
 
 
 def _explain(message: str, overrides: Sequence[str]) -> str:

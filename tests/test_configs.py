@@ -20,6 +20,8 @@ from ambient_mri.sampling import SAMPLERS
 from ambient_mri.train import compose, config_dir, main
 from ambient_mri.training.module import TrainingModule
 from ambient_mri.training.natural import ImageFolder
+from ambient_mri.training.rounds import expectation_maximisation
+from ambient_mri.training.run import train
 from ambient_mri.training.setup import build
 from ambient_mri.training.simulated import ImageFiles, Phantoms
 from ambient_mri.training.sources import ScanFolder
@@ -135,6 +137,18 @@ def test_the_rest_of_the_configuration() -> None:
         ("objective=ambiant", "Did you mean 'ambient'"),
         ("experiment=nothing", "experiment=nothing is unknown; experiment must be one of brain_R4_ambient"),
         ("training.lr=[1", r"training\.lr=\[1"),
+        (
+            "trainer.max_steps=abc",
+            r"trainer\.max_steps must be a whole number; got 'abc'\. Write trainer\.max_steps=1000",
+        ),
+        (
+            "trainer.max_steps=2e4",
+            r"trainer\.max_steps must be a whole number; got 20000\.0\. Write .*max_steps=20000,",
+        ),
+        ("trainer.max_steps=true", r"trainer\.max_steps must be a whole number; got True"),
+        ("training.lr=fast", r"training\.lr must be a number; got 'fast'\. Write training\.lr=0\.0003"),
+        ("data.limit=few", r"unknown key 'data\.limit'"),
+        ("resume=perhaps", r"resume must be true or false; got 'perhaps'\. Write resume=true"),
     ],
 )
 def test_a_mistake_is_one_line(override: str, words: str) -> None:
@@ -149,13 +163,63 @@ def test_a_mistake_is_one_line(override: str, words: str) -> None:
         ("corruption.law.acceleration=0.5", "acceleration must be at least 1"),
         ("corruption.keep=[0.5,1.0]", "keep must satisfy"),
         ("corruption.backend=jax", "backend must be one of 'torch', 'sigpy'"),
-        ("corruption.law.acceleration=two", "cannot be made"),
+        ("corruption.law.acceleration=two", r"corruption\.law\.acceleration must be a number; got 'two'"),
     ],
 )
 def test_a_wrong_value_is_one_line(override: str, words: str) -> None:
     with pytest.raises(AmbientMRIError, match=words) as caught:
         build(compose([override]).corruption)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trainer.devices=auto",
+        "corruption.law.acceleration=2.5",
+        "data.seed=3",
+        "training.lr=1",
+        "model.sd=0.3",
+        "init=x",
+    ],
+)
+def test_a_right_value_passes(override: str) -> None:
+    key, value = override.split("=")
+    assert str(OmegaConf.select(compose([override]), key)) == value
+
+
+def test_the_kind_of_a_value_follows_the_chosen_files() -> None:
+    """``em.rounds`` stands in objective=em alone, and loader.batch_size in an experiment."""
+    with pytest.raises(AmbientMRIError, match=r"em\.rounds must be a whole number; got 'two'\. Write em\.rounds=2"):
+        compose(["objective=em", "em.rounds=two"])
+    with pytest.raises(AmbientMRIError, match=r"a whole number; got 1\.5\. Write loader.batch_size=8"):
+        compose(["experiment=brain_R4_cpu", "loader.batch_size=1.5"])
+
+
+@pytest.mark.parametrize(
+    ("cuda", "words"),
+    [
+        (None, r"accelerator=gpu needs a GPU; this PyTorch was built without CUDA: install .*, or choose trainer=cpu"),
+        ("12.8", r"accelerator=gpu needs a GPU; PyTorch finds none: see that `nvidia-smi` .*, or choose trainer=cpu"),
+    ],
+)
+@pytest.mark.parametrize("run", [train, expectation_maximisation])
+def test_a_gpu_that_is_not_there_is_one_line(
+    cuda: str | None, words: str, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("torch.version.cuda", cuda)
+    objective = "em" if run is expectation_maximisation else "ambient"
+    with pytest.raises(AmbientMRIError, match=words) as caught:
+        run(compose(["trainer=gpu", f"objective={objective}", "init=x", f"run_dir={tmp_path / 'r'}"]))
+    assert "\n" not in str(caught.value) and not (tmp_path / "r").exists()
+
+
+def test_more_gpus_than_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(AmbientMRIError, match=r"devices=4, but PyTorch sees 2 GPU\(s\): choose trainer\.devices=2"):
+        train(compose(["trainer=ddp", "trainer.devices=4", f"run_dir={tmp_path / 'r'}"]))
 
 
 def test_a_folder_of_the_user_is_searched_too(tmp_path: Path) -> None:

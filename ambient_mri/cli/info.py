@@ -57,7 +57,7 @@ def _scan_facts(check: KspaceCheck) -> Facts:
         "sampling": f"full, {lines}" if check.fully_sampled else f"R = {check.acceleration:.2f}, {lines}",
         "calibration (ACS)": _acs_words(check),
         "strongest location": "row {}, column {}".format(*check.peak) + f" (centre {height // 2}, {width // 2})",
-        "coil energy": " ".join(f"{100 * share:.2g}" for share in check.coil_energy) + " %",
+        "coil energy": " ".join(f"{100 * share:.3g}" for share in check.coil_energy) + " %",
         "noise": f"{noise}({check.noise_source})",
         "scale": "unknown" if check.scale is None else f"{check.scale:.4g} raw units per unit of a prior",
         "signal to noise": "unknown" if check.snr is None else f"{check.snr:.3g} (scale over noise)",
@@ -77,6 +77,14 @@ def _acs_words(check: KspaceCheck) -> str:
     return f"{check.acs[check.phase_encode_axis]} lines"
 
 
+def _draw_words(prior: Prior) -> str:
+    from ambient_mri.training.draws import draws_of_card, second_draws
+
+    draws = draws_of_card(prior.metadata)
+    second = second_draws(draws)
+    return "\n".join(second) if second else "one of each subject" if draws else "not recorded"
+
+
 def _prior_facts(prior: Prior) -> Facts:
     model, card = prior.model, prior.metadata
     uses = {"clean": "any operator, any sampler", "ambient": "undersampled MRI; one_step, dds, split_gibbs"}
@@ -90,6 +98,7 @@ def _prior_facts(prior: Prior) -> Facts:
         "error curve": "yes" if getattr(model, "error_sigmas", torch.empty(0)).numel() else "no",
         "sampling law": _pairs(law) if law else "not recorded",
         "trained on": _pairs({k: v for k, v in card.get("data", {}).items() if isinstance(v, str | int | float)}),
+        "draws": _draw_words(prior),
         "simulated": {True: "yes", False: "no", None: "not recorded"}[card.get("simulated")],
     }
     for name in ("steps", "images_seen", "licence", "created", "git"):

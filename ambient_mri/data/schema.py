@@ -40,7 +40,7 @@ from ambient_mri.data.files import (
 )
 from ambient_mri.measurement import Measurement
 
-__all__ = ["SCHEMA_VERSION", "PreparedScan", "read_prepared", "write_prepared"]
+__all__ = ["SCHEMA_VERSION", "PreparedScan", "read_attributes", "read_prepared", "write_prepared"]
 
 SCHEMA_VERSION = 1
 _FIX = "Prepare the scan again with `ambient-mri prepare`."
@@ -175,6 +175,16 @@ def read_prepared(path: PathLike, slices: SliceSelection = None) -> PreparedScan
     scan = PreparedScan(scale=scale, slice_indices=indices, **fields)
     _check(scan, path)
     return scan
+
+
+def read_attributes(path: PathLike) -> dict[str, Any]:
+    """What a prepared scan says about itself, by the names of :class:`PreparedScan`; no array leaves the disk.
+
+    Raises:
+        DataError: If the file is damaged, or an attribute is missing.
+    """
+    with open_hdf5(path) as handle:
+        return _parse_attributes(handle, path)
 
 
 def _write_by_slice(handle: h5py.File, name: str, array: np.ndarray, compression: str | None) -> None:

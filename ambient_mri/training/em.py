@@ -26,6 +26,7 @@ import io
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -34,7 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ambient_mri._checks import DataError, check_option, require
+from ambient_mri._checks import AmbientMRIError, DataError, check_option, require
 from ambient_mri._files import write_atomically
 from ambient_mri.baselines import l1_wavelet
 from ambient_mri.corruption import Undersampling
@@ -49,6 +50,7 @@ from ambient_mri.sampling import make_sampler
 from ambient_mri.sampling.ambient import ambient_denoiser
 from ambient_mri.sampling.base import Sampler
 from ambient_mri.tensors import keyed_generator
+from ambient_mri.training.draws import Draw, draw_of, draws_of_card, mask_digest, record_draws
 from ambient_mri.training.sources import progress
 
 __all__ = ["METHODS", "Reconstruct", "claim", "expectation", "reconstruct_rows", "reconstruct_volume"]
@@ -96,6 +98,7 @@ def expectation(
     folder.mkdir(parents=True, exist_ok=True)
     device = next(prior.model.parameters()).device
     made_by = f"E-step, {sampler.name}, prior {prior.name}"
+    _record_draws(prior, scans, folder)
     for path in progress(scans):
         reconstruct_volume(
             lambda m: reconstruct_rows(prior, m.to(device), sampler, seed),
@@ -134,8 +137,23 @@ def reconstruct_volume(
             write_atomically(parts[i], buffer.getvalue())
     raw = np.stack([np.load(part) for part in parts]) * np.float32(scan.scale)
     keys = [f"{scan.source}/{i}" for i in range(len(scan))]
-    write_images(target, raw, keys, scale=scan.scale, attrs={"made_by": made_by})
+    write_images(target, raw, keys, scale=scan.scale, attrs={"made_by": made_by, "mask": mask_digest(scan)})
     shutil.rmtree(parts[0].parent, ignore_errors=True)
+
+
+def _record_draws(prior: Prior, scans: Sequence[Path], folder: Path) -> None:
+    """Leave what the prior has learned from, and the draw of the scans where their set says it, beside the images."""
+    before, own = draws_of_card(prior.metadata), _draw_of_scans(scans[0])
+    if own is not None and any(own.contradicts(d) for d in before):
+        what = "learned from another draw of the subjects of these scans: no M-step will start on the images"
+        log.warning("%s %s.", prior.name, what)
+    record_draws(folder, before if own is None else [*before, own])
+
+
+def _draw_of_scans(scan: Path) -> Draw | None:
+    """By the manifest of the simulated set that a prepared scan lies in, if it lies in one."""
+    stored = scan.resolve().parent.parent / "manifest.json"
+    return draw_of(json.loads(stored.read_text())) if stored.is_file() else None
 
 
 def claim(folder: Path, settings: dict[str, str | int | float | None]) -> None:
@@ -188,14 +206,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=None,
         help="first noise level in units of the prior's sd (10 by default); at most 2: start from the SENSE image",
     )
-    parser.add_argument("--part", default="0/1", help="i/n: every n-th volume from the i-th on, to share the work")
+    parser.add_argument(
+        "--part", default="0/1", help="i/n, i from 0 to n - 1: every n-th volume from the i-th on, to share the work"
+    )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_option("--method", options.method, ("prior", *METHODS))
-    first, every = (int(n) for n in options.part.split("/"))
+    first, every = _part(options.part)
     files = sorted(options.scans.glob("*.h5"))[first::every]
     require(len(files) > 0, f"no .h5 file in {options.scans}.", DataError)
     if options.method == "prior":
@@ -207,6 +227,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             reconstruct_volume(METHODS[options.method], path, target, made_by=f"E-step, {options.method}")
     digest = hashlib.sha256("".join(p.name for p in done).encode()).hexdigest()[:8]
     log.info("%d volumes in %s (%s)", len(done), options.out, digest)
+
+
+def _part(text: str) -> tuple[int, int]:
+    numbers = text.split("/")
+    good = len(numbers) == 2 and all(n.isdigit() for n in numbers) and int(numbers[0]) < int(numbers[1])
+    require(good, f"--part must be i/n with i from 0 to n - 1, such as 0/2 and 1/2; got {text!r}.")
+    return int(numbers[0]), int(numbers[1])
 
 
 def _by_prior(options: argparse.Namespace, files: Sequence[Path]) -> list[Path]:
@@ -227,4 +254,8 @@ def _by_prior(options: argparse.Namespace, files: Sequence[Path]) -> list[Path]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except AmbientMRIError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)

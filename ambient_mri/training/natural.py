@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ambient_mri.data.natural_images import NaturalImages, load_natural_images
 from ambient_mri.measurement import Measurement
 from ambient_mri.stationary import fit_stationary, products_of
 from ambient_mri.tensors import keyed_generator
+from ambient_mri.training.draws import digest, draw_of_pictures
 from ambient_mri.training.estimates import evenly_spaced
 from ambient_mri.training.provenance import short_hash
 from ambient_mri.training.restored import RestoredImages, made_by, stored_numbers
@@ -122,6 +123,12 @@ class ImageSplit:
     seed: int
     manifest: dict[str, Any]
     references: Path | None = None
+
+    def drawn_by(self, corruption: ImageCorruption) -> ImageSplit:
+        """The same, with the draw of its measurements in the manifest."""
+        subject = digest(np.ascontiguousarray(self.images.images).tobytes())
+        draw = draw_of_pictures(self.manifest["set"], self.manifest["settings"], corruption.describe(), [subject])
+        return replace(self, manifest={**self.manifest, "draw": draw.plain()})
 
     def corrupted(self, corruption: ImageCorruption, part: str) -> CorruptedImages | None:
         """Measurements of a part, "train" or "val"; None where it is empty."""

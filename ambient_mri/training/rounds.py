@@ -40,6 +40,7 @@ from ambient_mri.report.plots import sample_sheet
 from ambient_mri.sampling import make_sampler
 from ambient_mri.sampling.base import Sampler
 from ambient_mri.training.assess import Assessment, Settings, assess
+from ambient_mri.training.draws import draw_of, draws_of_card, record_draws
 from ambient_mri.training.em import METHODS, claim
 from ambient_mri.training.estep import by_method, by_prior
 from ambient_mri.training.export import find_prior
@@ -47,7 +48,7 @@ from ambient_mri.training.natural import ImageFolder, ImageSplit
 from ambient_mri.training.natural_em import ImageRestoration, assess_images
 from ambient_mri.training.provenance import write_json
 from ambient_mri.training.run import EXPECTED_WARNINGS, IDENTITY, check_same_run, train
-from ambient_mri.training.setup import build, record_scans, scan_set
+from ambient_mri.training.setup import build, check_devices, record_scans, require_chain, scan_set
 from ambient_mri.training.sources import ScanSet
 
 __all__ = ["expectation_maximisation", "stop_reason"]
@@ -82,8 +83,10 @@ def expectation_maximisation(cfg: DictConfig) -> Path:
         not images or cfg.em.first == "prior",
         f"data={cfg.data.name} are images, and em.first={cfg.em.first} reconstructs k-space: choose em.first=prior.",
     )
+    check_devices(cfg.trainer)
     _open(cfg, run_dir)
-    scans = build(cfg.data).load() if images else scan_set(cfg, run_dir)
+    scans = build(cfg.data).load().drawn_by(build(cfg.corruption)) if images else scan_set(cfg, run_dir)
+    require_chain(cfg, draw_of(scans.manifest), run_dir)
     first = find_prior(cfg.init) if cfg.em.first == "prior" else None
     if first is not None:
         _assess(cfg, scans, load_prior(first), run_dir, 0)
@@ -179,6 +182,9 @@ def _e_step(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior | None, i
         card["weights"] = _digest(prior)
     if _is_first():
         claim(images, card)
+        own = draw_of(scans.manifest)
+        before = [] if prior is None else draws_of_card(prior.metadata)
+        record_draws(images, before if own is None else [*before, own])
     what = f"{len(files)} volumes" if isinstance(scans, ScanSet) else f"{len(scans.images.train)} images"
     log.info("round %d: E-step by %s, %s", number, card["method"], what)
     settings = {**_plain(cfg.trainer), "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}

@@ -26,13 +26,14 @@ from ambient_mri.measurement import Measurement
 from ambient_mri.objectives import UncertaintyObjective
 from ambient_mri.prior import build_model
 from ambient_mri.training import callbacks as cb
+from ambient_mri.training.draws import draw_of, draws_of_card, second_draws
 from ambient_mri.training.error_curve import error_curve, learned_curve
 from ambient_mri.training.export import export_prior, newest_checkpoint, warm_start
 from ambient_mri.training.loggers import MetricsFile
 from ambient_mri.training.module import TrainingModule
 from ambient_mri.training.natural import ImageSplit
 from ambient_mri.training.provenance import provenance, write_json
-from ambient_mri.training.setup import Setup, architecture, build, set_up
+from ambient_mri.training.setup import Setup, architecture, build, check_devices, require_chain, set_up
 
 __all__ = ["EXPECTED_WARNINGS", "IDENTITY", "check_same_run", "train"]
 
@@ -70,10 +71,13 @@ def train(cfg: DictConfig) -> Path:
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     run_dir = Path(cfg.run_dir or f"runs/{cfg.data.name}_{_objective_name(cfg)}")
+    check_devices(cfg.trainer)
     checkpoint = _open_run(cfg, run_dir)
     setup = set_up(cfg, run_dir)
+    chain = require_chain(cfg, draw_of(setup.scans.manifest), run_dir)
     plan = architecture(cfg, setup, run_dir / "architecture.json", resuming=checkpoint is not None)
-    card = provenance(cfg.seed, setup.scans.manifest)
+    card = provenance(cfg.seed, {k: v for k, v in setup.scans.manifest.items() if k != "draw"})
+    card["draws"] = [d.plain() for d in chain]
     write_json(run_dir / "provenance.json", card)
     module = _module(cfg, setup, plan, warm=checkpoint is None)
     held_out = setup.data.val if isinstance(setup.data.val, ImageDataset) else None
@@ -186,7 +190,8 @@ def _module(cfg: DictConfig, setup: Setup, plan: dict[str, Any], *, warm: bool) 
 
 def _metadata(cfg: DictConfig, setup: Setup, card: dict[str, Any]) -> dict[str, Any]:
     """What the prior's card says beside its architecture."""
-    manifest = setup.scans.manifest
+    manifest = card["data"]
+    second = second_draws(draws_of_card(card))
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     settings["data"] = {k: v for k, v in settings["data"].items() if k not in (*_PLACES, "references")}
     for name in ("run_dir", "init", "resume", "hydra"):
@@ -203,6 +208,8 @@ def _metadata(cfg: DictConfig, setup: Setup, card: dict[str, Any]) -> dict[str, 
         "licence": manifest.get("licence", ""),
         "simulated": bool(manifest.get("simulated")),
         "training": settings,
+        "draws": card["draws"],
+        **({"allow_second_draw": True, "second_draws": second} if second else {}),
         **{k: card[k] for k in ("git", "versions", "machine", "created", "seed")},
     }
 

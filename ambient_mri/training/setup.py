@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from ambient_mri._checks import AmbientMRIError, require
 from ambient_mri.corruption import ImageCorruption, Undersampling, check_learnable
@@ -21,7 +24,16 @@ from ambient_mri.objectives import Objective
 from ambient_mri.operators import Mask
 from ambient_mri.tensors import keyed_generator
 from ambient_mri.training.datamodule import TrainingData
+from ambient_mri.training.draws import (
+    Draw,
+    draws_of_card,
+    draws_of_prior,
+    draws_of_references,
+    merged,
+    require_one_draw,
+)
 from ambient_mri.training.estimates import evenly_spaced, sd_of_images, sd_of_scans
+from ambient_mri.training.export import newest_checkpoint
 from ambient_mri.training.natural import (
     CorruptedImages,
     ImageFolder,
@@ -31,9 +43,20 @@ from ambient_mri.training.natural import (
     sd_of_measurements,
 )
 from ambient_mri.training.provenance import write_json
+from ambient_mri.training.simulated import SimulatedSet
 from ambient_mri.training.sources import ScanSet
 
-__all__ = ["Setup", "architecture", "build", "check_law", "record_scans", "scan_set", "set_up"]
+__all__ = [
+    "Setup",
+    "architecture",
+    "build",
+    "check_devices",
+    "check_law",
+    "record_scans",
+    "require_chain",
+    "scan_set",
+    "set_up",
+]
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +95,30 @@ def build(node: Any, **arguments: Any) -> Any:
             raise error.__cause__ from None
         reason = str(error.__cause__ or error).splitlines()[0]
         raise AmbientMRIError(f"{node.get('_target_', 'the configuration')} cannot be made: {reason}.") from error
+
+
+def check_devices(trainer: DictConfig) -> None:
+    """Check that the GPUs that the configuration asks for are there, before any data are read.
+
+    Args:
+        trainer: ``cfg.trainer``.
+
+    Raises:
+        AmbientMRIError: Naming the cause and what to choose instead.
+    """
+    if trainer.accelerator not in ("gpu", "cuda"):
+        return
+    known, devices = torch.cuda.device_count(), trainer.devices
+    if known == 0:
+        apple = trainer.accelerator == "gpu" and torch.backends.mps.is_available()
+        built = "this PyTorch was built without CUDA: install a CUDA build (https://pytorch.org)"
+        driver = "PyTorch finds none: see that `nvidia-smi` lists one and CUDA_VISIBLE_DEVICES does not hide it"
+        reason = built if torch.version.cuda is None else driver
+        require(apple, f"trainer.accelerator={trainer.accelerator} needs a GPU; {reason}, or choose trainer=cpu.")
+        return
+    wanted = devices if isinstance(devices, int) else 1
+    fix = f"choose trainer.devices={known}, or auto"
+    require(wanted <= known, f"trainer.devices={wanted}, but PyTorch sees {known} GPU(s): {fix}.")
 
 
 def set_up(cfg: DictConfig, run_dir: Path) -> Setup:
@@ -120,7 +167,7 @@ def _set_up_images(cfg: DictConfig, run_dir: Path) -> Setup:
         f"the augmentation of k-space does not commute with corruptions of images: data={cfg.data.name} needs "
         "augmentation=null (or +images=base, which says so among other things).",
     )
-    split: ImageSplit = build(cfg.data).load()
+    split: ImageSplit = build(cfg.data).load().drawn_by(corruption)
     stored = run_dir / "images.json"
     known = json.loads(stored.read_text())["hash"] if stored.is_file() else split.manifest["hash"]
     require(known == split.manifest["hash"], f"{run_dir} was begun with other images. Choose another run_dir.")
@@ -140,12 +187,45 @@ def scan_set(cfg: DictConfig, run_dir: Path) -> ScanSet:
     """The scans of a run: those in its ``scans.json``, else those that the configuration names, recorded there."""
     scans = _recorded_scans(run_dir)
     if scans is None:
-        source = {k: v for k, v in cfg.data.items() if k != "references"}
-        scans = build(source).prepare(_law(cfg))
+        source = build({k: v for k, v in cfg.data.items() if k != "references"})
+        law = _law(cfg)
+        if isinstance(source, SimulatedSet):  # hours of simulation are not to end in a refusal
+            require_chain(cfg, source.draw(law), run_dir)
+        scans = source.prepare(law)
         if cfg.data.get("references"):
             scans = scans.with_references(Path(cfg.data.references).expanduser().resolve())
         record_scans(scans, run_dir)
     return scans
+
+
+def require_chain(cfg: DictConfig, now: Draw | None, run_dir: Path) -> list[Draw]:
+    """Check that a run adds no second draw of subjects that its start has seen.
+
+    A run that goes on keeps what it began with.
+
+    Args:
+        cfg: The configuration: ``init``, ``data.references``, ``allow_second_draw``.
+        now: What the run reads, where that is known.
+        run_dir: Of the run.
+
+    Returns:
+        The draws of the whole chain, this run's with them.
+
+    Raises:
+        AmbientMRIError: If there would be two draws of a subject.
+    """
+    stored = run_dir / "provenance.json"
+    if newest_checkpoint(run_dir / "checkpoints") is not None and stored.is_file():
+        return merged([*draws_of_card(json.loads(stored.read_text())), *([] if now is None else [now])])
+    references = cfg.data.get("references")
+    before = {f"init={cfg.init}": draws_of_prior(cfg.init) if cfg.init else []}
+    if references:
+        before[f"what made data.references={references}"] = draws_of_references(Path(references).expanduser())
+    for source, draws in before.items():
+        require_one_draw(now, draws, source=source, allowed=bool(cfg.get("allow_second_draw", False)))
+    if cfg.init and not before[f"init={cfg.init}"]:
+        log.warning("init=%s does not record which scans it learned from: see that they are these.", cfg.init)
+    return merged([*(d for draws in before.values() for d in draws), *([] if now is None else [now])])
 
 
 def record_scans(scans: ScanSet, run_dir: Path) -> None:
@@ -167,8 +247,10 @@ def check_law(corruption: Undersampling, scans: ScanSet, measured: ScanDataset) 
         f"the scans were undersampled by {recorded}, but corruption.law is {law}: the weights of the loss would be "
         "wrong. Choose the same law, or corruption=observed.",
     )
+    masks: dict[str, Tensor] = {}
     for index in evenly_spaced(len(measured), _SCANS_TO_CHECK):
         scan = measured[index]
+        masks[scan.key[0]] = scan.mask
         across = scan.mask.shape[-1] == 1 and scan.mask.shape[-2] > 1
         require(
             not across,
@@ -181,11 +263,23 @@ def check_law(corruption: Undersampling, scans: ScanSet, measured: ScanDataset) 
             f"scan {scan.key[0]} does not sample lines that {law} always samples: it follows another law. Choose that, "
             "or corruption=observed.",
         )
+    _check_masks_differ(list(masks.values()), law)
     result = check_learnable(corruption, measured[0])
     notes = [f"smallest eigenvalue of E[A^H A | A~] {result.smallest_eigenvalue:.2g}"]
     notes += [f"{result.rim} lines at the rim are never sampled: lower resolution"] if result.rim else []
     notes += [] if result.exact_weights else ["weights of this law are approximate (marginal)"]
     log.info("learnable: %s", ", ".join(notes))
+
+
+def _check_masks_differ(masks: Sequence[Tensor], law: dict[str, Any]) -> None:
+    """Many masks that a random law drew are not all the same; few of them may be, of equispaced lines."""
+    first = masks[0]
+    fixed = len(masks) >= 12 and not bool(first.all()) and all(torch.equal(mask, first) for mask in masks[1:])
+    require(
+        not fixed,
+        f"all of {len(masks)} volumes have the same mask, which {law} does not draw: what it leaves out is never "
+        "measured, and no prior can be learned of it. Scans with different masks are needed.",
+    )
 
 
 def architecture(cfg: DictConfig, setup: Setup, stored: Path, *, resuming: bool) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from ambient_mri.data.schema import write_prepared
 from ambient_mri.data.simulate import Simulation, simulate_scan
 from ambient_mri.masks import RandomLines, SamplingLaw
 from ambient_mri.tensors import keyed_generator
+from ambient_mri.training.draws import Draw, digest, draw_of_simulation
 from ambient_mri.training.provenance import short_hash, write_json
 from ambient_mri.training.sources import ScanSet, cache_folder, progress
 
@@ -78,12 +79,19 @@ class SimulatedSet(ABC):
     def settings(self) -> dict[str, Any]:
         """What :meth:`images` depends on, as plain data; part of the cache's name."""
 
-    def prepare(self, law: SamplingLaw | None) -> ScanSet:
-        """Simulate what is missing in the cache.
+    def subjects(self) -> frozenset[str]:
+        """Digests of the training subjects; empty where the settings alone say whose scans they are."""
+        return frozenset()
+
+    def draw(self, law: SamplingLaw | None) -> Draw:
+        """Which draw of which subjects the set is; nothing is simulated for it.
 
         Raises:
             DataError: If the images cannot be read, or no law is given.
         """
+        return draw_of_simulation(self.name, self._settings(self._checked(law)), self.subjects())
+
+    def _checked(self, law: SamplingLaw | None) -> SamplingLaw:
         if law is None:
             raise DataError(f"data={self.name} is simulated and needs a law: choose another corruption.")
         # A fixed number of lines is read off each mask; the weights of other laws suppose one density for all.
@@ -93,6 +101,10 @@ class SimulatedSet(ABC):
             "scan is fully sampled.",
             DataError,
         )
+        return law
+
+    def _settings(self, law: SamplingLaw) -> dict[str, Any]:
+        """All that decides the scans, as plain data; it names the folder in the cache."""
         settings = {
             **{"set": self.name, "seed": self.seed, "law": law.describe(), "scanner": asdict(self.scanner)},
             **self.settings(),
@@ -101,7 +113,16 @@ class SimulatedSet(ABC):
         if self.fully_sampled_fraction:
             settings |= {"fully_sampled_fraction": self.fully_sampled_fraction}
         # Through JSON, so that a tuple and the list that a file gives back have one name.
-        settings = json.loads(json.dumps(settings))
+        return dict(json.loads(json.dumps(settings)))
+
+    def prepare(self, law: SamplingLaw | None) -> ScanSet:
+        """Simulate what is missing in the cache.
+
+        Raises:
+            DataError: If the images cannot be read, or no law is given.
+        """
+        law = self._checked(law)
+        settings = self._settings(law)
         target = cache_folder(self.cache) / f"{self.name}-{short_hash(settings)}"
         for part in ("scans", "references"):
             (target / part).mkdir(parents=True, exist_ok=True)
@@ -112,11 +133,12 @@ class SimulatedSet(ABC):
             "simulated": True,
             "volumes": len(train),
             "held_out_volumes": len(val),
-            "sampling_law": law.describe(),
+            "sampling_law": settings["law"],
             "noise_std": list(self.scanner.noise_std),
             "licence": self.licence,
             "settings": settings,
             "hash": short_hash(settings),
+            "draw": self.draw(law).plain(),
         }
         write_json(target / "manifest.json", manifest)
         scans = target / "scans"
@@ -250,10 +272,18 @@ class ImageFiles(SimulatedSet):
 
     def images(self, volume: str) -> np.ndarray:
         """The slices of one subject."""
+        return _block_mean(self._stored(volume), self.reduce)
+
+    def _stored(self, volume: str) -> np.ndarray:
         stem = next(s for s in self._sets if volume.startswith(f"{s}_"))
         subject = volume.removeprefix(f"{stem}_")
         names = {str(s).zfill(4): str(s) for s in self._sets[stem].subjects()}
-        return _block_mean(self._sets[stem].volume(names[subject]), self.reduce)
+        return self._sets[stem].volume(names[subject])
+
+    def subjects(self) -> frozenset[str]:
+        """By the first image of each, as it is stored."""
+        train, _ = self.volumes()
+        return frozenset(digest(np.ascontiguousarray(self._stored(v)[0]).tobytes()) for v in train)
 
     def settings(self) -> dict[str, Any]:
         """The files, by name."""

@@ -21,12 +21,14 @@ from ambient_mri.data.fastmri_layout import apply_split, list_volumes, read_spli
 from ambient_mri.data.schema import read_prepared
 from ambient_mri.masks import SamplingLaw
 from ambient_mri.prepare import Preparation, is_prepared, prepare_files
+from ambient_mri.training.draws import check_scan_of_image, draw_of_files
 from ambient_mri.training.provenance import short_hash
 
 __all__ = ["ScanFolder", "ScanSet", "cache_folder", "progress"]
 
 log = logging.getLogger(__name__)
 
+_SCANS_TO_CHECK = 32
 _READABLE = ("*.h5", "*.npz", "*.npy")
 
 
@@ -71,6 +73,7 @@ class ScanSet:
 
         Raises:
             DataError: If there is no image file of a training scan in ``folder``.
+            AmbientMRIError: If an E-step made them from another draw of the scans.
         """
         kept = tuple(scan for scan in self.train if (folder / scan.name).is_file())
         require(
@@ -81,7 +84,11 @@ class ScanSet:
         )
         if len(kept) < len(self.train):
             log.warning("%s holds images of %d of the %d training scans: those.", folder, len(kept), len(self.train))
-        described = {**self.manifest, "references": read_images(folder / kept[0].name).attrs or "given"}
+        for scan in kept[:: max(1, len(kept) // _SCANS_TO_CHECK)]:
+            image = read_images(folder / scan.name)
+            check_scan_of_image(read_prepared(scan, slices=0), image.scale, image.attrs, folder / scan.name)
+        attrs = {k: v for k, v in read_images(folder / kept[0].name).attrs.items() if k != "mask"}
+        described = {**self.manifest, "references": attrs or "given"}
         return replace(self, train=kept, references=folder, manifest={**described, "volumes": len(kept)})
 
     def _images(self, scans: Sequence[Path]) -> tuple[Path, ...]:
@@ -159,6 +166,7 @@ class ScanFolder:
             "licence": self.licence,
             "settings": settings,
             "hash": short_hash(settings),
+            "draw": draw_of_files(self.name, prepared["train"]).plain(),
         }
         return ScanSet(prepared["train"], prepared["val"], None, manifest)
 

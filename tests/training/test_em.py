@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from ambient_mri._checks import AmbientMRIError
 from ambient_mri.data.datasets import ImageDataset, read_images, write_images
 from ambient_mri.data.schema import write_prepared
 from ambient_mri.denoiser import Denoiser
 from ambient_mri.prior import Prior, build_model
 from ambient_mri.sampling import make_sampler
 from ambient_mri.tensors import complex_randn, keyed_generator
+from ambient_mri.training import em
 from ambient_mri.training.em import expectation
 from ambient_mri.training.error_curve import error_curve
 from tests.training.conftest import make_scan
@@ -81,3 +83,15 @@ def test_the_error_curve_of_a_linear_denoiser_on_white_images(tmp_path: Path) ->
     assert torch.allclose(errors, expected, rtol=0.05)
     model.set_error_curve(sigmas, errors)
     assert torch.allclose(model.posterior_std(sigmas[1:3]), torch.minimum(errors, expected)[1:3], rtol=1e-4)
+
+
+def test_parts_count_from_zero(tmp_path: Path) -> None:
+    """1/2 and 2/2 would leave the first volume out."""
+    scans(tmp_path / "scans")
+    arguments = ["--method", "l1_wavelet", "--scans", str(tmp_path / "scans"), "--out", str(tmp_path / "out")]
+    for wrong in ("2/2", "1", "a/b", "-1/2"):
+        with pytest.raises(AmbientMRIError, match=r"--part must be i/n with i from 0 to n - 1, such as 0/2 .*; got"):
+            em.main([*arguments, f"--part={wrong}"])
+    for good in ("0/2", "1/2"):
+        em.main([*arguments, f"--part={good}"])
+    assert [p.name for p in sorted((tmp_path / "out").glob("*.h5"))] == ["volume0.h5", "volume1.h5"]

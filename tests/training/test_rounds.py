@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from ambient_mri._checks import AmbientMRIError
@@ -76,46 +78,58 @@ def test_the_second_round_reconstructs_under_the_first_rounds_prior(straight: Pa
     assert all(not np.allclose(first[k], second[k], rtol=1e-2) for k in first)
 
 
-class Interrupted(Exception):
-    """Stands for a kill."""
+KILLED = """
+import os, signal
+from ambient_mri.training import estep
+from ambient_mri.training.module import TrainingModule
+def counted(name, function):
+    calls = []
+    def call(*arguments):
+        calls.append(name)
+        with open(os.environ["CALLS"], "a") as file:
+            file.write(name)
+        if name == os.environ["KILLED_IN"] and len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments)
+    return call
+estep.reconstruct_rows = counted("E", estep.reconstruct_rows)
+TrainingModule.training_step = counted("M", TrainingModule.training_step)
+from ambient_mri.train import main
+main()
+"""
 
 
-def test_an_interruption_anywhere_changes_nothing(
+def test_sigkill_in_the_e_step_and_in_the_m_step_changes_nothing(
     scan_folder: Path, ambient_run: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the E-step, inside a volume; in the M-step, after a checkpoint; the same images and weights come out."""
-    calls = {"slices": 0, "steps": 0}
-    reconstruct, step = em.reconstruct_rows, TrainingModule.training_step
+    """kill -9 inside the second volume, then at the last step: a batch of slices and the steps since a checkpoint are
+    done again, and nothing else; the same images and weights come out.
+    """
+    run_dir, calls = tmp_path / "run", tmp_path / "calls"
+    overrides = arguments(scan_folder, run_dir, *EM, f"init={ambient_run}", "em.rounds=1")
 
-    def e_step(*arguments: Any) -> torch.Tensor:
-        calls["slices"] += 1
-        if calls["slices"] == 4:  # two batches a volume: the second volume is half done
-            raise Interrupted
-        return reconstruct(*arguments)
+    def killed_in(step: str) -> None:
+        here = {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **here, "CALLS": str(calls), "KILLED_IN": step}
+        command = [sys.executable, "-c", KILLED, *overrides]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+        assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
 
-    def m_step(module: Any, batch: Any, batch_idx: int) -> torch.Tensor:
-        calls["steps"] += 1
-        if calls["steps"] == 4:
-            raise Interrupted
-        return step(module, batch, batch_idx)
-
-    monkeypatch.setattr("ambient_mri.training.estep.reconstruct_rows", e_step)
-    monkeypatch.setattr("ambient_mri.training.assess.reconstruct_rows", reconstruct)
-    monkeypatch.setattr(TrainingModule, "training_step", m_step)
-    begin = lambda: rounds(scan_folder, tmp_path, f"init={ambient_run}", "em.rounds=1")  # noqa: E731
-    with pytest.raises(Interrupted):
-        begin()
-    folder = tmp_path / "round_1" / "reconstructions"
-    assert len(list(folder.glob("*.h5"))) == 1 and len(list(folder.glob("parts/*/*.npy"))) == 3
-    with pytest.raises(Interrupted):
-        begin()
-    assert calls["slices"] == 4 + 9, "no finished slice is made again"
-    assert (tmp_path / "round_1" / "checkpoints").is_dir() and not (tmp_path / "round_1.json").is_file()
-    begin()
-    assert calls["steps"] == 4 + 2, "only the steps after the last checkpoint are taken again"
-    wanted, found = images(straight / "round_1"), images(tmp_path / "round_1")
+    killed_in("E")
+    folder = run_dir / "round_1" / "reconstructions"
+    assert [p.name for p in folder.glob("*.h5")] == ["v0.h5"] and len(list(folder.glob("parts/v1/*.npy"))) == 3
+    killed_in("M")
+    # Two batches for each of six volumes; the three that were whole when it was killed are not made again.
+    assert calls.read_text() == "EEEE" + "E" * (12 - 3) + "MMMM"
+    assert [p.name for p in (run_dir / "round_1" / "checkpoints").glob("step*")] == ["step00000002.ckpt"]
+    assert not (run_dir / "round_1.json").is_file()
+    steps, step = [], TrainingModule.training_step
+    monkeypatch.setattr(TrainingModule, "training_step", lambda *a: steps.append(a[2]) or step(*a))
+    expectation_maximisation(compose(overrides))
+    assert len(steps) == 2, "the steps after the last checkpoint"
+    wanted, found = images(straight / "round_1"), images(run_dir / "round_1")
     assert all(np.array_equal(wanted[k], found[k]) for k in wanted)
-    first, second = (load_file(p / "round_1" / "prior" / "weights.safetensors") for p in (straight, tmp_path))
+    first, second = (load_file(p / "round_1" / "prior" / "weights.safetensors") for p in (straight, run_dir))
     assert max(float((first[k] - second[k]).abs().max()) for k in first) < 1e-6
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,15 @@ def test_the_law_can_be_estimated_from_the_masks(tmp_path: Path) -> None:
     overrides = ["data=prepared", f"data.root={tmp_path}", f"run_dir={tmp_path / 'r'}", "trainer.max_steps=1", *tiny]
     prior = load_prior(train(compose([*overrides, "corruption=observed"])))
     assert prior.metadata["sampling_law"] == {"law": "ObservedMasks", "scans": 15, "acceleration": pytest.approx(2.0)}
+
+
+def test_one_mask_for_every_scan_is_no_random_law(tmp_path: Path) -> None:
+    for i in range(16):
+        scan = make_scan("the same", slices=1, size=(16, 20))[0]
+        write_prepared(tmp_path / f"s{i:02d}.h5", replace(scan, source=f"s{i}", sampling_law={}))
+    overrides = ["data=prepared", f"data.root={tmp_path}", f"run_dir={tmp_path / 'r'}", *TINY]
+    with pytest.raises(AmbientMRIError, match=r"all of \d+ volumes have the same mask"):
+        train(compose(overrides))
 
 
 def test_an_unlearnable_law_fails_at_the_start(tmp_path: Path) -> None:
