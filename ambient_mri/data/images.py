@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 
 from ambient_mri._checks import DataError, check_option, require
 from ambient_mri.data.files import PathLike, check_finite_array, require_file
+from ambient_mri.data.image_arrays import read_image_arrays
 
 __all__ = ["ImageSet", "load_image_set", "split_by_subject"]
 
@@ -113,7 +113,7 @@ def load_image_set(path: PathLike, *, val_fraction: float = 0.1) -> ImageSet:
     if source.is_dir():
         arrays = _read_folder(source)
     else:
-        arrays = _images_of(source, _load(source))
+        arrays = _images_of(source, read_image_arrays(source, _SUFFIXES))
     images = _checked(arrays["images"], source)
     count = len(images)
     subject = _aligned(arrays.get("subject", np.full(count, "0")), "subject", count, source).astype(str)
@@ -139,26 +139,8 @@ def split_by_subject(subjects: tuple[str, ...], val_fraction: float) -> tuple[st
     return tuple(sorted(ranked[: min(max(1, round(val_fraction * len(ranked))), len(ranked) - 1)]))
 
 
-def _load(source: Path) -> np.ndarray | dict[str, np.ndarray]:
-    """The array of a ``.npy``, or the arrays of a ``.npz``; pickled objects are refused."""
-    require(
-        source.suffix.lower() in (".npz", ".npy"),
-        f"{source}: image sets are .npz or .npy files, or folders of {', '.join(_SUFFIXES)} images.",
-        DataError,
-    )
-    require_file(source)
-    try:
-        with source.open("rb") as handle:
-            loaded = np.load(handle, allow_pickle=False)
-            return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{source}: cannot be read as NumPy arrays ({error}). Is the file complete?") from error
-
-
-def _images_of(source: Path, arrays: np.ndarray | dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _images_of(source: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays of a file, its images, in whatever layout, under the name ``images``."""
-    if isinstance(arrays, np.ndarray):
-        return {"images": arrays}
     if "images" in arrays:
         return arrays
     if "real_imag" in arrays:

@@ -12,7 +12,6 @@ Integers are divided by the largest number of their type, real numbers are taken
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ambient_mri._checks import DataError, check_option, require
-from ambient_mri.data.files import PathLike, check_finite_array, require_file
+from ambient_mri.data.files import PathLike, check_finite_array
+from ambient_mri.data.image_arrays import read_image_arrays
 from ambient_mri.tensors import keyed_generator
 
 __all__ = ["NaturalImages", "load_natural_images"]
@@ -91,18 +91,7 @@ def load_natural_images(path: PathLike, *, channels: int | None = None, val_shar
 
 
 def _read_arrays(source: Path) -> dict[str, np.ndarray]:
-    require(
-        source.suffix.lower() in (".npz", ".npy"),
-        f"{source}: images are .npz or .npy files, or folders of {', '.join(_SUFFIXES)} pictures.",
-        DataError,
-    )
-    require_file(source)
-    try:
-        with source.open("rb") as handle:
-            loaded = np.load(handle, allow_pickle=False)
-            arrays = {"images": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{source}: cannot be read as NumPy arrays ({error}). Is the file complete?") from error
+    arrays = read_image_arrays(source, _SUFFIXES)
     found = ", ".join(arrays) or "nothing"
     require("images" in arrays, f"{source}: needs an array `images` (n, H, W, channels); found {found}.", DataError)
     return arrays

@@ -14,15 +14,12 @@ Trainings run in processes of their own and go on where they stopped; records th
 
 from __future__ import annotations
 
-import argparse
 import math
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from image_baselines import candidates
 from image_features import DIMENSION, Classifier, trained_classifier
+from images_plan import BUDGETS, CASES, Budget, Case, source
+from training_runs import arguments_of, parser_of, say, train_once
 
 from ambient_mri import metrics
-from ambient_mri.corruption import AdditiveNoise, ImageCorruption, PixelMasking
 from ambient_mri.data.natural_images import NaturalImages, load_natural_images
 from ambient_mri.denoiser import ConditionalDenoiser
 from ambient_mri.measurement import Measurement
@@ -58,101 +56,6 @@ DEFINITIONS = {
     "frechet": "Frechet distance of samples to held-out images, features of benchmarks/quality/image_features.py.",
     "kernel": "Kernel distance (unbiased MMD^2, cubic kernel) of samples to held-out images, same features.",
 }
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How large everything is.
-
-    Attributes:
-        channels: Width of the network.
-        multipliers: Of its levels.
-        steps: Training steps of the ambient and the supervised runs.
-        em_rounds: Rounds of EM.
-        em_steps: Steps of each M-step.
-        e_steps: Noise levels of an E-step.
-        batch_size: Images a step.
-        restored: Held-out images that are restored.
-        samples: Posterior samples of each.
-        sampler_steps: Noise levels of the samplers.
-        generated: Unconditional samples.
-        feature_steps: Training steps of the feature space.
-        trainer: Hydra's name.
-        precision: Of the networks.
-    """
-
-    channels: int
-    multipliers: list[int]
-    steps: int
-    em_rounds: int
-    em_steps: int
-    e_steps: int
-    batch_size: int
-    restored: int
-    samples: int
-    sampler_steps: int
-    generated: int
-    feature_steps: int
-    trainer: str
-    precision: str
-
-
-BUDGETS = {
-    "rehearsal": Budget(8, [1, 2], 8, 1, 4, 3, 4, 4, 2, 3, 12, 8, "cpu", "fp32"),
-    "cpu": Budget(32, [1, 2, 2], 3000, 2, 1500, 16, 32, 64, 8, 30, 512, 1500, "cpu", "fp32"),
-    "gpu": Budget(96, [1, 2, 2], 40000, 3, 20000, 25, 128, 256, 16, 50, 5000, 6000, "gpu", "bf16"),
-}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A corruption.
-
-    Attributes:
-        missing: Share of the pixels.
-        noise_std: Of the others.
-    """
-
-    missing: float
-    noise_std: float
-
-    @property
-    def name(self) -> str:
-        return f"missing_{round(100 * self.missing)}" if self.missing else f"noise_{self.noise_std:g}"
-
-    @property
-    def corruption(self) -> ImageCorruption:
-        return PixelMasking(1 - self.missing) if self.missing else AdditiveNoise()
-
-    @property
-    def overrides(self) -> list[str]:
-        if self.missing:
-            return ["experiment=cifar10_inpainting", f"corruption.probability={round(1 - self.missing, 2)}"]
-        return ["experiment=cifar10_denoising", f"data.noise_std={self.noise_std}"]
-
-
-CASES = [Case(m, 0.0) for m in (0.2, 0.4, 0.6, 0.8)] + [Case(0.0, s) for s in (0.1, 0.2)]
-
-
-def source(budget: str, out: Path) -> Path:
-    """The file of images; patches of scikit-image's pictures where there is no data folder."""
-    root = os.environ.get("AMBIENT_MRI_DATA")
-    if root and budget != "rehearsal":
-        return Path(root) / "images" / "cifar10_10k.npz"
-    from skimage import data
-
-    path = out / "cifar10_10k.npz"
-    if not path.is_file():
-        images, labels = [], []
-        for label, name in enumerate(("astronaut", "coffee", "chelsea", "rocket")):
-            picture = getattr(data, name)()[::2, ::2]
-            for top in range(0, picture.shape[0] - 31, 32):
-                for left in range(0, picture.shape[1] - 31, 32):
-                    images.append(picture[top : top + 32, left : left + 32])
-                    labels.append(label)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, images=np.stack(images), labels=np.array(labels))
-    return path
 
 
 class Evaluation:
@@ -194,23 +97,13 @@ class Evaluation:
     def train(self, run: str, overrides: list[str], steps: int) -> Prior:
         """A run in a process of its own, where it is not finished."""
         folder, budget = self.out / "runs" / run, self.budget
-        if not (folder / "done.txt").is_file():
-            every = max(1, steps // 4)
-            command = [
-                *(sys.executable, "-m", "ambient_mri.train", *overrides, f"data.root={self.file}"),
-                *(f"network.channels={budget.channels}", f"network.multipliers={budget.multipliers}"),
-                *(f"trainer={budget.trainer}", f"trainer.max_steps={steps}", f"trainer.val_check_interval={every}"),
-                *(f"loader.batch_size={budget.batch_size}", f"model.precision={budget.precision}"),
-                *(f"checkpoint_every={min(250, every)}", f"run_dir={folder}"),
-            ]
-            folder.mkdir(parents=True, exist_ok=True)
-            began = time.perf_counter()
-            with (folder / "log.txt").open("a") as log:
-                status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-            if status:
-                raise SystemExit(f"{run} failed, see {folder / 'log.txt'}")
-            (folder / "done.txt").write_text(" ".join(command[1:]) + "\n")
-            say(f"{run}: trained", began)
+        more = [
+            *(f"data.root={self.file}", f"model.precision={budget.precision}"),
+            *(f"network.channels={budget.channels}", f"network.multipliers={budget.multipliers}"),
+            *arguments_of(batch_size=budget.batch_size, trainer=budget.trainer, steps=steps),
+        ]
+        if not train_once(folder, [*overrides, *more]):
+            raise SystemExit(f"{run} failed, see {folder / 'log.txt'}")
         return load_prior(folder / "prior", device=self.device)
 
     def ambient(self, case: Case) -> Prior:
@@ -407,22 +300,14 @@ def tables(path: Path) -> str:
     return "\n".join(parts)
 
 
-def say(text: str, began: float) -> None:
-    """A line of progress."""
-    sys.stderr.write(f"{text} ({time.perf_counter() - began:.0f} s)\n")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Train and score what is missing, then write the tables and the figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", choices=sorted(BUDGETS), default="cpu")
-    parser.add_argument("--out", type=Path, default=None, help="default: runs/images_<budget>")
-    parser.add_argument("--only", nargs="+", default=None, help=f"of {', '.join(c.name for c in CASES)}")
-    parser.add_argument("--steps", type=int, default=None, help="training steps in place of the budget's")
+    names = f"of {', '.join(c.name for c in CASES)}"
+    parser = parser_of(__doc__, BUDGETS, BENCHMARK, names)
     options = parser.parse_args(arguments)
     unknown = set(options.only or ()) - {c.name for c in CASES}
     if unknown:
-        parser.error(f"no case {', '.join(sorted(unknown))}; known: {', '.join(c.name for c in CASES)}")
+        parser.error(f"no case {', '.join(sorted(unknown))}; --only takes some {names}")
     budget = BUDGETS[options.budget]
     if options.steps:
         budget = replace(budget, steps=options.steps, em_steps=max(1, options.steps // 2))

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -29,7 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from prior_evaluation import held_out, methods_of, rows_of
-from priors import BUDGETS, Budget, acs_lines, data_overrides, data_root, say
+from priors_plan import BUDGETS, Budget, acs_lines, data_overrides, data_root
+from training_runs import arguments_of, train_once
 
 from ambient_mri.data.datasets import ImageDataset
 from ambient_mri.prior import Prior, load_prior
@@ -59,25 +59,14 @@ def train(network: str, budget: Budget, out: Path) -> Path:
         SystemExit: If training failed.
     """
     folder = out / "runs" / network
-    done = folder / "done.txt"
-    if not done.is_file():
-        every = max(1, budget.steps // 4)
-        command = [
-            *(sys.executable, "-m", "ambient_mri.train", "objective=supervised"),
-            *data_overrides(budget, 4, NOISE_STD, out),
-            *network_overrides(network, budget),
-            *(f"trainer={budget.trainer}", f"trainer.max_steps={budget.steps}", f"trainer.val_check_interval={every}"),
-            *(f"loader.batch_size={budget.batch_size}", "loader.val_items=32", f"training.lr={budget.lr}"),
-            *(f"checkpoint_every={min(250, every)}", f"run_dir={folder}"),
-        ]
-        folder.mkdir(parents=True, exist_ok=True)
-        began = time.perf_counter()
-        with (folder / "log.txt").open("a") as log:
-            status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-        if status != 0:
-            raise SystemExit(f"{network} failed, see {folder / 'log.txt'}")
-        say(f"{network}: trained", began)
-        done.write_text(" ".join(command[1:]) + "\n")
+    overrides = [
+        *("objective=supervised", "loader.val_items=32", f"training.lr={budget.lr}"),
+        *data_overrides(budget, 4, NOISE_STD, out),
+        *network_overrides(network, budget),
+        *arguments_of(batch_size=budget.batch_size, trainer=budget.trainer, steps=budget.steps),
+    ]
+    if not train_once(folder, overrides):
+        raise SystemExit(f"{network} failed, see {folder / 'log.txt'}")
     return folder / "prior"
 
 

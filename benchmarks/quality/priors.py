@@ -19,13 +19,10 @@ Results: OUT/priors.json (records), OUT/priors.md (tables), OUT/figures/.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +40,8 @@ from prior_evaluation import (
     rows_of,
     unconditional_samples,
 )
+from priors_plan import BUDGETS, Budget, Run, acs_lines, data_overrides, data_root, first_run, plan
+from training_runs import arguments_of, finished, parser_of, say, train_once
 
 from ambient_mri import metrics
 from ambient_mri.data.datasets import ImageDataset
@@ -56,186 +55,31 @@ from ambient_mri.training.setup import build
 from ambient_mri.training.sources import ScanSet
 
 BENCHMARK = "priors"
-ACCELERATIONS = (2, 4, 6, 8)
 ADPS = ("adps", "adps_fixed")
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How large everything is.
-
-    Attributes:
-        size: Rows and columns.
-        channels: Width of the network, multipliers 1, 2, 4, 4 (or fewer levels where images are small).
-        steps: Training steps of every chain.
-        em_rounds: Rounds of EM.
-        e_steps: Noise levels of an E-step.
-        batch_size: Items a step.
-        lr: Learning rate.
-        limit: Training volumes; None for all.
-        slices: Held-out slices that are scored.
-        tuning: Slices of other held-out subjects, on which A-DPS is tuned.
-        samples: Posterior samples of each slice.
-        sampler_steps: Noise levels of the samplers.
-        adps_steps: Of A-DPS; 500 as published.
-        unconditional: Unconditional samples for the Frechet distance.
-        feature_steps: Training steps of its feature space.
-        trainer: Hydra's name.
-        accelerations: R at which priors are scored.
-        source: ``"images"`` where AMBIENT_MRI_DATA is set, or ``"phantoms"`` in any case.
-    """
-
-    size: int
-    channels: int
-    steps: int
-    em_rounds: int
-    e_steps: int
-    batch_size: int
-    lr: float
-    limit: int | None
-    slices: int
-    tuning: int
-    samples: int
-    sampler_steps: int
-    adps_steps: int
-    unconditional: int
-    feature_steps: int
-    trainer: str
-    accelerations: tuple[int, ...] = ACCELERATIONS
-    source: str = "images"
-
-    @property
-    def multipliers(self) -> list[int]:
-        return [1, 2] if self.size < 64 else [1, 2, 4, 4]
-
-    @property
-    def em_steps(self) -> int:
-        """Steps of each M-step: three fifths of the chain, shared among the rounds."""
-        return max(1, 3 * self.steps // (5 * self.em_rounds))
-
-    @property
-    def em_first_steps(self) -> int:
-        """Steps of the ambient run that EM begins with: what the M-steps leave."""
-        return max(1, self.steps - self.em_rounds * self.em_steps)
-
-
-BUDGETS = {
-    "rehearsal": Budget(32, 8, 10, 2, 2, 2, 1e-3, 2, 2, 1, 2, 2, 3, 4, 3, "cpu", (4,), "phantoms"),
-    "cpu": Budget(64, 32, 6000, 3, 25, 8, 5e-4, None, 24, 4, 32, 50, 500, 256, 1500, "cpu"),
-    "gpu": Budget(128, 64, 60000, 3, 25, 32, 1e-3, None, 48, 8, 32, 50, 500, 1024, 4000, "gpu"),
-}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training.
-
-    Attributes:
-        objective: Name in the records.
-        acceleration: R of the training scans.
-        noise_std: Of the training scans, in scaled units.
-        overrides: What makes the objective.
-    """
-
-    objective: str
-    acceleration: int
-    noise_std: float
-    overrides: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.objective}_R{self.acceleration}_n{self.noise_std:g}"
-
-
-def plan(budget: Budget) -> list[Run]:
-    """Every training, in an order in which each finds what it begins with."""
-    # All rounds are run, whatever the stop rule says: the chains are to be equally long.
-    em = ("objective=em", f"em.rounds={budget.em_rounds}", f"em.steps={budget.e_steps}", "em.min_improvement=null")
-    wavelet = ("objective=wavelet_edm",)
-    simple = {
-        name: (f"objective={name}",) for name in ("ambient", "ambient_published", "ssdu", "ssdu_weighted", "supervised")
-    }
-    runs = [Run("ambient", 4, 0.01, simple["ambient"]), Run("em", 4, 0.01, em)]
-    runs += [Run(n, 4, 0.01, simple[n]) for n in ("supervised", "ambient_published", "ssdu_weighted", "ssdu")]
-    runs += [Run("wavelet_edm", 4, 0.01, wavelet)]
-    for acceleration in (2, 6, 8):
-        runs += [Run("ambient", acceleration, 0.01, simple["ambient"]), Run("em", acceleration, 0.01, em)]
-        runs += [Run(n, acceleration, 0.01, simple[n]) for n in ("ambient_published", "ssdu_weighted")]
-    blind = ("objective=ambient", "objective.noise_aware=false")
-    return [
-        *runs,
-        Run("ambient", 4, 0.05, simple["ambient"]),
-        Run("em", 4, 0.05, em),
-        Run("ambient_noise_blind", 4, 0.05, blind),
-    ]
-
-
-def acs_lines(size: int, acceleration: int) -> int:
-    """About half of the sampled lines, an even number, at most 12."""
-    return min(12, 2 * (round(size / acceleration) // 4))
-
-
-def data_overrides(budget: Budget, acceleration: int, noise_std: float, out: Path) -> list[str]:
-    """The simulated scans of one acceleration and noise level."""
-    acs, root = acs_lines(budget.size, acceleration), data_root(budget)
-    source = [f"data.root={root}", "data=brain_images", f"data.reduce={128 // budget.size}"]
-    phantom = ["data=phantom", f"data.size={budget.size}", f"data.train_volumes={budget.limit or 200}"]
-    phantom += [f"data.val_volumes={budget.slices + budget.tuning}", "data.slices=1"] if budget.limit else []
-    source = [*source, f"data.limit={budget.limit or 'null'}"] if root else phantom
-    return [
-        *source,
-        f"data.cache={out / 'cache'}",
-        f"data.scanner.noise_std=[{noise_std},{noise_std}]",
-        "corruption=random_lines",
-        f"corruption.law.acceleration={acceleration}",
-        f"corruption.law.acs_lines={acs}",
-        f"corruption.core={min(6, acs)}",
-    ]
-
-
-def data_root(budget: Budget) -> str | None:
-    """The data folder, where there is one and it is wanted."""
-    return os.environ.get("AMBIENT_MRI_DATA") if budget.source == "images" else None
-
-
-def first_run(run: Run) -> Run:
-    """The ambient run that an EM run begins with: a part of its chain."""
-    return replace(run, objective="em_first", overrides=("objective=ambient",))
 
 
 def train(run: Run, budget: Budget, out: Path) -> bool:
     """Train in a process of its own, where it is not finished, EM after its first run; False if it failed."""
     folder = out / "runs" / run.name
-    done = folder / "done.txt"
-    if done.is_file():
+    if finished(folder):
         return True
     em = run.objective == "em"
     if em and not train(first_run(run), budget, out):
         return False
     steps = budget.em_steps if em else budget.em_first_steps if run.objective == "em_first" else budget.steps
-    every = max(1, steps // 4)
-    command = [
-        *(sys.executable, "-m", "ambient_mri.train"),
+    overrides = [
         *data_overrides(budget, run.acceleration, run.noise_std, out),
         *run.overrides,
         *("network=unet", f"network.channels={budget.channels}", f"network.multipliers={budget.multipliers}"),
-        *(f"trainer={budget.trainer}", f"trainer.max_steps={steps}", f"trainer.val_check_interval={every}"),
-        *(f"loader.batch_size={budget.batch_size}", "loader.val_items=32", f"training.lr={budget.lr}"),
-        *(f"checkpoint_every={min(250, every)}", f"run_dir={folder}"),
+        *("loader.val_items=32", f"training.lr={budget.lr}"),
+        *arguments_of(batch_size=budget.batch_size, trainer=budget.trainer, steps=steps),
     ]
     if em:
-        command.append(f"init={out / 'runs' / first_run(run).name}")
+        overrides.append(f"init={out / 'runs' / first_run(run).name}")
     if run.objective in ("em", "wavelet_edm"):
-        command += [f"em.assess.slices={min(16, budget.slices)}", f"em.assess.samples={min(4, budget.samples)}"]
-        command += [f"em.assess.val_volumes={min(8, budget.slices)}"]
-    folder.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    with (folder / "log.txt").open("a") as log:
-        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    say(f"{run.name}: {'trained' if status == 0 else 'FAILED, see ' + str(folder / 'log.txt')}", began)
-    if status == 0:
-        done.write_text(" ".join(command[1:]) + "\n")
-    return status == 0
+        overrides += [f"em.assess.slices={min(16, budget.slices)}", f"em.assess.samples={min(4, budget.samples)}"]
+        overrides += [f"em.assess.val_volumes={min(8, budget.slices)}"]
+    return train_once(folder, overrides)
 
 
 class Evaluation:
@@ -439,19 +283,10 @@ def figures(path: Path, runs: list[Run], out: Path) -> None:
         )
 
 
-def say(text: str, began: float) -> None:
-    """A line of progress."""
-    sys.stderr.write(f"{text} ({time.perf_counter() - began:.0f} s)\n")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Train and score what is missing, then write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", choices=sorted(BUDGETS), default="cpu")
-    parser.add_argument("--out", type=Path, default=None, help="default: runs/priors_<budget>")
-    parser.add_argument("--only", nargs="+", default=None, help="names of runs")
+    parser = parser_of(__doc__, BUDGETS, BENCHMARK, "names of runs")
     parser.add_argument("--plan", action="store_true", help="print the names of the runs")
-    parser.add_argument("--steps", type=int, default=None, help="training steps in place of the budget's")
     options = parser.parse_args(arguments)
     budget = BUDGETS[options.budget]
     if options.steps:

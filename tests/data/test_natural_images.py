@@ -83,7 +83,7 @@ def test_what_is_no_image_file(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"nothing")
     with pytest.raises(DataError, match="cannot be read as NumPy arrays"):
         load_natural_images(tmp_path / "a.npz")
-    with pytest.raises(DataError, match=r"images are \.npz or \.npy files, or folders"):
+    with pytest.raises(DataError, match=r"image sets are \.npz or \.npy files, or folders"):
         load_natural_images(tmp_path / "a.h5")
     (tmp_path / "f").mkdir()
     with pytest.raises(DataError, match=r"holds no \.png"):

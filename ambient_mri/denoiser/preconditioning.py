@@ -1,0 +1,70 @@
+"""What clean and ambient denoisers share: what the network is given, and how its output is scaled."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ambient_mri._checks import check_option
+from ambient_mri.tensors import from_channels, per_row, to_channels
+
+__all__ = ["ProfileEncoder", "apply_network", "checked_precision", "output_scale"]
+
+
+class ProfileEncoder(nn.Module):
+    """What the mask is, without a matrix size: its density along each axis, in a fixed number of bins.
+
+    A mask aligns with k-space, not with the pixels of an image; painted on pixels it means nothing to a convolution.
+    """
+
+    def __init__(self, bins: int = 32) -> None:
+        super().__init__()
+        self.bins = bins
+
+    @property
+    def dim(self) -> int:
+        """Length of the condition vector."""
+        return 2 * self.bins
+
+    def forward(self, mask: Tensor) -> Tensor:
+        """(b, 1, 1 or H, 1 or W) -> (b, 2 * bins): density along the rows and along the columns."""
+        mask = mask.float()[:, 0]
+        rows = functional.adaptive_avg_pool1d(mask.mean(dim=2)[:, None], self.bins)[:, 0]
+        columns = functional.adaptive_avg_pool1d(mask.mean(dim=1)[:, None], self.bins)[:, 0]
+        return torch.cat([rows, columns], dim=1)
+
+
+def output_scale(sigma: Tensor, sd: float, rate: Tensor | float, e0: float) -> Tensor:
+    """c_out, (b,): the rms that the network's contribution is expected to have. Its inverse square weights the loss."""
+    seen = sigma.square() * sd**2 / (sigma.square() + sd**2)
+    return (rate * seen + (1 - rate) * e0**2).sqrt()
+
+
+def apply_network(
+    network: nn.Module,
+    u: Tensor,
+    x_lin: Tensor,
+    sigma: Tensor,
+    sd: float,
+    condition: Tensor | None,
+    precision: str,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The network on preconditioned channels, in the chosen precision; its output in the image's dtype."""
+    level = per_row(sigma, u)
+    parts = [to_channels(u / (level.square() + sd**2).sqrt()), to_channels(x_lin / sd)]
+    channels = torch.cat(parts if mask is None else [*parts, mask.to(parts[0].dtype)], dim=1)
+    noise = sigma.to(u.device).float().log().expand(len(u)) / 4
+    # Channels last is the fast layout on a GPU, and a slow one for the group norms of a CPU.
+    layout = torch.channels_last if u.is_cuda else torch.contiguous_format
+    channels = channels.float().contiguous(memory_format=layout)
+    with torch.autocast(u.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        output = network(channels, noise, condition).float()
+    return from_channels(output).to(u.dtype) if u.is_complex() else output.to(u.dtype)
+
+
+def checked_precision(name: str) -> str:
+    """``name``, if it is a precision that networks run in."""
+    check_option("precision", name, ("bf16", "fp32"))
+    return name

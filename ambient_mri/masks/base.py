@@ -1,0 +1,82 @@
+"""What a sampling law is, and what its masks have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ambient_mri.tensors import keyed_generator
+
+__all__ = ["SamplingLaw", "always_on", "centre_mask", "centre_on", "effective_acceleration"]
+
+
+def centre_mask(size: int, count: int) -> Tensor:
+    """(size,) bool, True on the ``count`` locations around the zero frequency at size//2 (the fastMRI convention)."""
+    start = (size - count + 1) // 2
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[max(start, 0) : start + count] = True
+    return mask
+
+
+def effective_acceleration(mask: Tensor, acquired: Tensor | None = None) -> float:
+    """Locations that could be acquired over locations that were; ``acquired`` leaves zero padding out of the count."""
+    possible = torch.ones_like(mask) if acquired is None else acquired.expand_as(mask)
+    return float(possible.sum() / (mask & possible).sum().clamp_min(1))
+
+
+class SamplingLaw(ABC):
+    """How a scanner chooses k-space locations. ``exact`` says whether ``probability_sampled`` is, too."""
+
+    exact: bool = True
+
+    @abstractmethod
+    def draw(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """One mask, (1, 1, 1, W) or (1, 1, H, W) bool, for k-space of ``shape`` (H, W); ``generator`` is on the CPU."""
+
+    @abstractmethod
+    def always(self, shape: tuple[int, int]) -> Tensor:
+        """The locations that every draw holds (the ACS), in the shape of a draw."""
+
+    @abstractmethod
+    def probability_sampled(self, mask: Tensor, kept: Tensor, keep: Tensor) -> Tensor:
+        """Pr(P_j = 1 | what was kept), meaningful where ``kept`` is False; 1 on the always-sampled locations.
+
+        Args:
+            mask: The scans' own masks P, (b, 1, 1 or H, W) bool. A law uses no more of it than it may: its number of
+                lines.
+            kept: B P, same shape.
+            keep: q, the probability with which B kept a location, (b,).
+        """
+
+    def inclusion_probability(self, shape: tuple[int, int]) -> Tensor:
+        """Marginal Pr(P_j = 1), in the shape of a draw, by simulation where a law has no closed form."""
+        return _simulated_inclusion(self, shape)
+
+    def describe(self) -> dict[str, Any]:
+        """The law as plain data, for provenance."""
+        return {"law": type(self).__name__, **{k: v for k, v in vars(self).items() if isinstance(v, int | float | str)}}
+
+    def _always_like(self, mask: Tensor) -> Tensor:
+        return always_on(self, (max(mask.shape[-2], 1), mask.shape[-1]), mask.device)
+
+
+@lru_cache(maxsize=64)
+def always_on(law: SamplingLaw, shape: tuple[int, int], device: torch.device) -> Tensor:
+    """``law.always(shape)`` on a device, copied there once: training asks for it at every step."""
+    return law.always(shape).to(device)
+
+
+@lru_cache(maxsize=64)
+def centre_on(size: int, count: int, device: torch.device) -> Tensor:
+    """:func:`centre_mask` on a device, copied there once."""
+    return centre_mask(size, count).to(device)
+
+
+@lru_cache(maxsize=16)
+def _simulated_inclusion(law: SamplingLaw, shape: tuple[int, int], draws: int = 200) -> Tensor:
+    total = sum(law.draw(shape, keyed_generator("inclusion", i)).double() for i in range(draws))
+    return torch.as_tensor(total) / draws
