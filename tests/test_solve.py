@@ -11,7 +11,8 @@ from torch import Tensor
 import ambient_mri
 from ambient_mri import solve
 from ambient_mri._checks import AmbientMRIError, PriorError
-from ambient_mri.operators import Identity, Mask
+from ambient_mri.masks import centre_mask
+from ambient_mri.operators import Fourier2d, Identity, LinearOperator, Mask
 from ambient_mri.sampling import SAMPLERS
 from ambient_mri.sampling.draw import Drawn, RunningMoments
 from ambient_mri.solve import Solution
@@ -128,3 +129,59 @@ def test_arrays_are_taken_and_other_data_than_the_priors_are_one_clear_line() ->
         solve(y.real, everywhere, "brain128", noise_std=0.1)
     with pytest.raises(AmbientMRIError, match=r"operator must be a LinearOperator .* got function"):
         solve(y, lambda x: x, "brain128", noise_std=0.1)  # type: ignore[arg-type]
+
+
+def many_images() -> Tensor:
+    """Eight rows: enough of them for a mean energy."""
+    return PRIOR.draw(8, (48, 48), keyed_generator("many images"))
+
+
+def centre() -> LinearOperator:
+    """The low frequencies: a sixth of the numbers, most of the energy."""
+    return Mask((centre_mask(48, 20)[:, None] & centre_mask(48, 20))[None, None]) @ Fourier2d()
+
+
+def test_a_given_scale_is_divided_out_and_multiplied_back() -> None:
+    known = run()
+    scaled = solve(250 * data(), pixels(), PRIOR, noise_std=250 * 0.02, samples=6, steps=8, scale=250.0)
+    assert known.settings["scale"] == 1.0 and scaled.settings["scale"] == 250.0
+    assert known.samples is not None and scaled.samples is not None and known.std is not None and scaled.std is not None
+    assert torch.allclose(scaled.samples / 250, known.samples, atol=1e-4)
+    assert torch.allclose(scaled.std / 250, known.std, atol=1e-4)
+    assert torch.allclose(scaled.residual, known.residual, rtol=1e-3)
+    one = run(scale=1)
+    assert torch.equal(one.mean, known.mean)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 400.0])
+@pytest.mark.parametrize("noise_std", [0.01, 0.3])
+@pytest.mark.parametrize("name", ["identity", "centre", "pixels"])
+def test_the_scale_is_found_from_the_data(name: str, noise_std: float, factor: float) -> None:
+    """Up to the root of the share of the energy that A sees, whatever the noise, be it as strong as the image."""
+    kept = torch.rand(1, 1, 48, 48, generator=keyed_generator("kept")) < 0.6
+    a: LinearOperator = {"identity": Identity(), "centre": centre(), "pixels": Mask(kept)}[name]
+    power = PRIOR.power((48, 48))
+    low = power * (centre_mask(48, 20)[:, None] & centre_mask(48, 20))
+    share = {"identity": 1.0, "centre": float(low.sum() / power.sum()), "pixels": float(kept.float().mean())}[name]
+    clean = a.forward(many_images())
+    noise = noise_std * complex_randn(clean.shape, generator=keyed_generator("noise")) * (clean != 0)
+    found = solve(factor * (clean + noise), a, PRIOR, noise_std=factor * noise_std, scale="auto", samples=1, steps=2)
+    assert found.settings["scale"] == pytest.approx(factor * share**0.5, rel=0.06)
+
+
+def test_solutions_follow_the_units_of_the_data() -> None:
+    y = many_images()
+    options: Any = {"scale": "auto", "samples": 2, "steps": 3}
+    one, other = (solve(c * y, Identity(), PRIOR, noise_std=c * 0.02, **options) for c in (1.0, 512.0))
+    assert torch.allclose(other.mean, 512 * one.mean, rtol=1e-4, atol=1e-2)
+
+
+def test_what_a_scale_cannot_be_is_one_clear_line() -> None:
+    with pytest.raises(AmbientMRIError, match="scale must be one of 'auto'; got 'max'"):
+        run(scale="max")
+    with pytest.raises(AmbientMRIError, match=r"scale must be a positive finite number; got 0\.0"):
+        run(scale=0)
+    with pytest.raises(AmbientMRIError, match="y holds no more energy than its noise_std explains"):
+        run(scale="auto", noise_std=5.0)
+    with pytest.raises(AmbientMRIError, match=r"scale='auto' is for priors of complex images; .* give the scale"):
+        solve(torch.ones(1, 1, 8, 8), Identity(), WhiteDenoiser(1.0), noise_std=1.0, scale="auto")

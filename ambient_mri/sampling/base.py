@@ -24,9 +24,11 @@ from ambient_mri.denoiser import AmbientDenoiser, ConditionalDenoiser, Denoiser
 from ambient_mri.noise import karras_ladder
 from ambient_mri.operators.base import LinearOperator
 from ambient_mri.sampling.data_step import (
+    ConjugateGradientStep,
     DataStep,
     ExactStep,
     MeasurementNoise,
+    Slack,
     make_data_step,
     relative_tolerance,
     repeat_rows,
@@ -56,6 +58,8 @@ class Level:
         lam: (b,) lam_t, floored.
         rtol: (b,) tolerance of an iterative data step.
         last: Whether the step returns the result.
+        slack: Noise that hides an error of the data step, where the state gets sigma_next of noise; none at the last
+            level, which is solved to rtol.
     """
 
     index: int
@@ -65,6 +69,7 @@ class Level:
     lam: Tensor
     rtol: Tensor
     last: bool
+    slack: Slack | None = None
 
 
 @dataclass
@@ -112,12 +117,17 @@ class Problem:
 
     def backprojected_noise(self) -> Tensor:
         """A^H e with e white in the space of y, unit variance per real part."""
+        return self.operator.adjoint(self._measurement_noise().draw(self.generators))
+
+    def _measurement_noise(self) -> MeasurementNoise:
         if self._noise is None:
             rows = self.data[:1].expand(len(self.generators), *self.data.shape[1:])
             self._noise = MeasurementNoise(self.operator, rows)
-        return self.operator.adjoint(self._noise.draw(self.generators))
+        return self._noise
 
-    def perturbed_step(self, data: Tensor, guess: Tensor, level: Tensor, lam: Tensor, rtol: Tensor) -> Tensor:
+    def perturbed_step(
+        self, data: Tensor, guess: Tensor, level: Tensor, lam: Tensor, rtol: Tensor, slack: Slack | None = None
+    ) -> Tensor:
         """The data step with data + level A^H e, e white in the space of y and drawn where that costs least.
 
         Args:
@@ -126,10 +136,14 @@ class Problem:
             level: Of the noise, per real part, (b,).
             lam: (b,).
             rtol: (b,), see :class:`DataStep`.
+            slack: Likewise.
         """
         if isinstance(self.data_step, ExactStep):
             return self.data_step.perturbed(data, guess, lam, per_row(level, data) * self.image_noise())
-        return self.data_step(data + per_row(level, data) * self.backprojected_noise(), guess, lam, rtol)
+        if isinstance(self.data_step, ConjugateGradientStep):
+            noise, step = self._measurement_noise(), self.data_step
+            return step.perturbed(data, guess, level, lam, rtol, noise, self.generators, slack)
+        return self.data_step(data + per_row(level, data) * self.backprojected_noise(), guess, lam, rtol, slack)
 
 
 @dataclass(frozen=True)
@@ -297,7 +311,11 @@ class Sampler(ABC):
         lam = (noise_std / r_t).square().clamp_min(LAM_FLOOR)
         rtol = relative_tolerance(problem.backprojection, lam, r_t)
         last = len(sigmas) - 1
-        return [Level(i, sigmas[i], following[i], r_t[i], lam[i], rtol[i], i == last) for i in range(len(sigmas))]
+        # lam r_t^2 is the variance of the noise in y, floored as lam is.
+        slack = [Slack(lam[i].sqrt() * r_t[i], following[i]) for i in range(last)] + [None]
+        return [
+            Level(i, sigmas[i], following[i], r_t[i], lam[i], rtol[i], i == last, slack[i]) for i in range(len(sigmas))
+        ]
 
     def _pose(
         self,

@@ -49,7 +49,7 @@ class DAPS(Sampler):
     def step(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
         guess = self._flow(problem, x_t, level.sigma)
         guess = guess + per_row(level.r_t, guess) * problem.image_noise()
-        x = problem.perturbed_step(problem.backprojection, guess, problem.noise_std, level.lam, level.rtol)
+        x = problem.perturbed_step(problem.backprojection, guess, problem.noise_std, level.lam, level.rtol, level.slack)
         return x if level.last else x + per_row(level.sigma_next, x) * problem.image_noise()
 
     def _flow(self, problem: Problem, x_t: Tensor, sigma: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ x is the mean of x0 given y = A x0 + noise and the belief x0 ~ N(v, r^2). Two so
 * **conjugate gradients** from v, for any operator. From there the iterates differ from v in the range of A^H alone, so
   what A does not see keeps the value that the prior gave it, however early the solver stops. It stops when the residual
   is a tenth of lam r, the size of the prior's own uncertainty in this equation (:func:`relative_tolerance`): few
-  iterations where lam is large, and as many as weakly encoded directions need where it is small.
+  iterations where lam is large, and as many as weakly encoded directions need where it is small. Where the caller says
+  what noise will hide an error (:class:`Slack`), a preconditioner is added, and they stop where the error is a
+  twentieth of that noise, rms over the directions (:mod:`ambient_mri.operators.hidden_error`).
 
 Rows of a batch are (slice, sample) pairs, slice by slice; the blocks are kept once a slice.
 """
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,15 +31,19 @@ from ambient_mri._checks import AmbientMRIError, check_option, require
 from ambient_mri.operators.base import Composition, LinearOperator
 from ambient_mri.operators.coils import CoilSensitivities
 from ambient_mri.operators.fourier import Fourier2d, fft, ifft
-from ambient_mri.operators.linear_solvers import solve_regularized
+from ambient_mri.operators.hidden_error import ErrorModel, SpectralMeasure, solve_to_hidden_error, spectral_measure
+from ambient_mri.operators.linear_solvers import conjugate_gradient
 from ambient_mri.operators.masking import Mask
-from ambient_mri.tensors import complex_randn, per_row, randn_like_rows, real_inner
+from ambient_mri.operators.sense import SenseNormal
+from ambient_mri.sampling.measurement_noise import MeasurementNoise
+from ambient_mri.tensors import add_scaled, per_row, real_inner
 
 __all__ = [
     "ConjugateGradientStep",
     "DataStep",
     "ExactStep",
     "MeasurementNoise",
+    "Slack",
     "exact_bytes",
     "make_data_step",
     "relative_tolerance",
@@ -47,10 +54,26 @@ __all__ = [
 EXACT_MEMORY = 2**30
 # Seconds on one CPU core, measured at 128 to 320 pixels and 4 to 16 coils; only their ratios decide.
 _EIGH, _APPLY, _APPLY_ROW, _CG_PIXEL = 1.3e-9, 4e-9, 0.6e-9, 1.8e-7
-# Residual of conjugate gradients, in units of lam r.
-_ACCURACY = 0.1
+# Where conjugate gradients stop: residual, in units of lam r; error, in units of the noise that hides it.
+_ACCURACY, _HIDDEN = 0.1, 0.05
+# Lanczos steps that the model of the spectrum comes from.
+_LANCZOS = 8
 # Eigendecompositions at a time, to bound the workspace.
 _CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Slack:
+    """What hides an error of x: noise of variance noise_std^2 / (g + lam) + added^2 per real part, in the direction of
+    every eigenvalue g of A^H A.
+
+    Attributes:
+        noise_std: (b,), of y: x is drawn from a Gaussian of covariance noise_std^2 (A^H A + lam)^-1.
+        added: (b,), of white noise that the caller adds to x.
+    """
+
+    noise_std: Tensor
+    added: Tensor
 
 
 class DataStep(ABC):
@@ -67,7 +90,7 @@ class DataStep(ABC):
     residual: Tensor | None = None
 
     @abstractmethod
-    def __call__(self, data: Tensor, guess: Tensor, lam: Tensor, rtol: Tensor) -> Tensor:
+    def __call__(self, data: Tensor, guess: Tensor, lam: Tensor, rtol: Tensor, slack: Slack | None = None) -> Tensor:
         """Solve for every row.
 
         Args:
@@ -75,6 +98,7 @@ class DataStep(ABC):
             guess: v, same shape.
             lam: (b,), positive.
             rtol: (b,) residual relative to the right-hand side at which an iterative solver may stop.
+            slack: Lets it stop before, where the error is a twentieth of this noise.
 
         Returns:
             x, same shape.
@@ -96,16 +120,104 @@ class ConjugateGradientStep(DataStep):
         require(max_iterations >= 1, f"max_iterations must be at least 1; got {max_iterations}.")
         self.operator, self.slices, self.max_iterations = operator, slices, max_iterations
         self._expanded: tuple[int, LinearOperator] = (1, operator)
+        self._blocks = SenseNormal.of(operator)
+        self._measures: dict[int, SpectralMeasure] = {}
 
-    def __call__(self, data: Tensor, guess: Tensor, lam: Tensor, rtol: Tensor) -> Tensor:
-        repeats = len(guess) // self.slices
-        if repeats != self._expanded[0]:
-            self._expanded = (repeats, self.operator.repeat_interleave(repeats))
-        rhs = data + per_row(lam, guess) * guess
-        result = solve_regularized(self._expanded[1], rhs, lam, x0=guess, max_iterations=self.max_iterations, rtol=rtol)
+    def __call__(self, data: Tensor, guess: Tensor, lam: Tensor, rtol: Tensor, slack: Slack | None = None) -> Tensor:
+        # The few eigenvalues of a mask or an identity need no preconditioner.
+        right, blocks = data + per_row(lam, guess) * guess, self._blocks
+        if blocks is None or slack is None:
+            return self._solve(right, guess, lam, rtol)
+        floor = rtol * real_inner(right, right).sqrt()
+        return self._to_accuracy(blocks, data - self._normal(guess), guess, lam, slack, floor)
+
+    def perturbed(
+        self,
+        data: Tensor,
+        guess: Tensor,
+        level: Tensor,
+        lam: Tensor,
+        rtol: Tensor,
+        noise: MeasurementNoise,
+        generators: Sequence[torch.Generator],
+        slack: Slack | None = None,
+    ) -> Tensor:
+        """The solution with data + level A^H e, for e drawn by ``noise``; level (b,), the rest as for a call."""
+        blocks = self._blocks
+        if slack is None or blocks is None or blocks.cancels or guess.is_cuda:
+            rows = self._rows(len(guess))
+            data = data + per_row(level, data) * rows.adjoint(noise.draw(generators))
+            return self(data, guess, lam, rtol, slack)
+        scale, right = level.expand(len(guess)), data + per_row(lam, guess) * guess
+        residual = data + blocks.residual(guess, lambda row: scale[row] * noise.draw_row(row, generators[row]))
+        # Without the noise in it, of which the tolerance needs to know nothing.
+        floor = rtol * real_inner(right, right).sqrt()
+        return self._to_accuracy(blocks, residual, guess, lam, slack, floor)
+
+    def _to_accuracy(
+        self, blocks: SenseNormal, residual: Tensor, guess: Tensor, lam: Tensor, slack: Slack, floor: Tensor
+    ) -> Tensor:
+        """From the first residual, data - A^H A guess, until noise hides the error or the residual is ``floor``."""
+        weight = per_row(lam, guess)
+        x, iterations = solve_to_hidden_error(
+            lambda p: add_scaled(self._normal(p), weight, p),
+            lambda r: blocks.precondition(r, lam, -1.0),
+            guess,
+            residual,
+            self._model(blocks, guess, lam, slack),
+            accuracy=_HIDDEN,
+            floor=floor,
+            max_iterations=self.max_iterations,
+        )
+        self.iterations += iterations
+        return x
+
+    def _model(self, blocks: SenseNormal, like: Tensor, lam: Tensor, slack: Slack) -> ErrorModel:
+        """How the error falls against the noise that hides it, for every row."""
+        lam, noise_std, added = (t.expand(len(like)) for t in (lam, slack.noise_std, slack.added))
+        density = blocks.density.mean(dim=(1, 2, 3)).repeat_interleave(len(like) // blocks.slices)
+        return ErrorModel(self._spectrum(blocks, like, lam), noise_std, added * (density + lam).sqrt())
+
+    def _spectrum(self, blocks: SenseNormal, like: Tensor, lam: Tensor) -> SpectralMeasure:
+        """Of the preconditioned system, for every row: between those of the two powers of four around its lam."""
+        place = lam.double().log2() / 2
+        below = place.floor()
+        repeats = len(lam) // self.slices
+        ends = []
+        for keys in (below.int().tolist(), (below.int() + 1).tolist()):
+            for key in sorted(set(keys) - set(self._measures)):
+                self._measures[key] = self._lanczos(blocks, like[::repeats], 4.0**key)
+            ends.append(SpectralMeasure.stack([self._measures[key].row(i // repeats) for i, key in enumerate(keys)]))
+        return ends[0].towards(ends[1], place - below)
+
+    def _lanczos(self, blocks: SenseNormal, like: Tensor, lam: float) -> SpectralMeasure:
+        level = torch.full((len(like),), lam, device=like.device)
+
+        def system(x: Tensor) -> Tensor:
+            u = blocks.precondition(x, level, -0.5)
+            return blocks.precondition(add_scaled(self._normal(u), per_row(level, u), u), level, -0.5)
+
+        return spectral_measure(system, like, steps=_LANCZOS)
+
+    def _solve(self, right: Tensor, start: Tensor, lam: Tensor, rtol: Tensor) -> Tensor:
+        """Conjugate gradients from ``start``."""
+        weight = per_row(lam, start)
+        system = lambda x: add_scaled(self._normal(x), weight, x)  # noqa: E731
+        result = conjugate_gradient(system, right, x0=start, max_iterations=self.max_iterations, rtol=rtol)
         self.iterations += result.iterations
         self.residual = result.residual
         return result.x
+
+    def _normal(self, x: Tensor) -> Tensor:
+        """A^H A x."""
+        return self._rows(len(x)).normal(x) if self._blocks is None or x.is_cuda else self._blocks(x)
+
+    def _rows(self, count: int) -> LinearOperator:
+        """A for ``count`` rows."""
+        repeats = count // self.slices
+        if repeats != self._expanded[0]:
+            self._expanded = (repeats, self.operator.repeat_interleave(repeats))
+        return self._expanded[1]
 
 
 class ExactStep(DataStep):
@@ -135,7 +247,7 @@ class ExactStep(DataStep):
         """Number of slices whose blocks are kept."""
         return self.eigenvalues.shape[0]
 
-    def __call__(self, data: Tensor, guess: Tensor, lam: Tensor, rtol: Tensor) -> Tensor:
+    def __call__(self, data: Tensor, guess: Tensor, lam: Tensor, rtol: Tensor, slack: Slack | None = None) -> Tensor:
         return self._solve(data + per_row(lam, guess) * guess, lam, None)
 
     def perturbed(self, data: Tensor, guess: Tensor, lam: Tensor, white: Tensor) -> Tensor:
@@ -168,39 +280,6 @@ class ExactStep(DataStep):
         """(b, 1, H, W) as (slices, H, samples, W): every readout position has its own matrix."""
         image = image.mT if self.transposed else image
         return image.reshape(self.slices, -1, *image.shape[-2:]).transpose(1, 2)
-
-
-class MeasurementNoise:
-    """White noise in the space of y, drawn only where the operator's mask lets it through.
-
-    Args:
-        operator: A, for the rows of the batch.
-        like: (b, ...) tensor of y's shape and dtype; its values are not read.
-    """
-
-    def __init__(self, operator: LinearOperator, like: Tensor) -> None:
-        outermost = operator.factors[0] if isinstance(operator, Composition) else operator
-        mask = outermost.mask if isinstance(outermost, Mask) else None
-        self.like = like
-        self.mask = None if mask is None else mask.expand(-1, *like.shape[1:])
-        self.places = [] if self.mask is None else [row.flatten().nonzero()[:, 0] for row in self.mask]
-        self.counts = [len(places) for places in self.places]
-
-    def real_numbers(self) -> list[int]:
-        """Real numbers measured for every row (one entry for all, where the mask is shared)."""
-        parts = 2 if self.like.is_complex() else 1
-        counts = self.counts or [self.like[0].numel()]
-        return [parts * count for count in counts]
-
-    def draw(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """Unit-variance noise (per real part), row ``i`` from ``generators[i]``; zero outside the mask."""
-        if self.mask is None:
-            return randn_like_rows(self.like, generators)
-        noise = self.like.new_zeros(len(self.like), self.like[0].numel())
-        for row, generator in enumerate(generators):
-            pick = row if len(self.counts) > 1 else 0
-            noise[row, self.places[pick]] = _draw(self.counts[pick], generator, self.like.dtype).to(noise.device)
-        return noise.reshape(self.like.shape)
 
 
 def make_data_step(
@@ -310,9 +389,3 @@ def _eigenvectors(maps: Tensor, lines: Tensor) -> tuple[Tensor, Tensor]:
             values, vectors = torch.linalg.eigh(block)
             basis[i, part], eigenvalues[i, part] = vectors.conj(), values.clamp_min(0)
     return basis, eigenvalues
-
-
-def _draw(count: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    if dtype.is_complex:
-        return complex_randn((count,), generator=generator, device=generator.device, dtype=dtype)
-    return torch.randn(count, generator=generator, device=generator.device, dtype=dtype)

@@ -44,6 +44,7 @@ class DDS(Sampler):
 
     def step(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
         denoised = problem.denoise(x_t, level.sigma)
+        # Without slack: x' is a mean, and an error of it is not hidden, it adds up from level to level.
         x = problem.data_step(problem.backprojection, denoised, level.lam, level.rtol)
         if level.last:
             return x

@@ -1,10 +1,12 @@
 r"""DiffPIR: plug-and-play restoration with a diffusion denoiser; half-quadratic splitting along the noise ladder.
 
-    ( A^H A + rho_t I ) x' = A^H y + rho_t D(x_t) ,      rho_t = 2 lambda noise_std^2 / sigma^2
+    ( A^H A + rho_t I ) x' = A^H y + rho_t D(x_t) ,      rho_t = lambda noise_std^2 / sigma^2
     x_next = x' + sigma_next ( sqrt(1 - zeta) (x_t - x') / sigma + sqrt(zeta) e )
 
-It is the lam_t of DDS with r_t = sigma / sqrt(2 lambda). x' minimises || y - A x ||^2 / 2 + (rho_t / 2) || x - D ||^2:
-with misfits of that form, lambda is the paper's. No back-propagation; the samples are under-dispersed.
+It is the lam_t of DDS with r_t = sigma / sqrt(lambda). x' minimises || y - A x ||^2 + rho_t || x - D ||^2, the paper's
+data subproblem, with sigma and noise_std in one unit; a program that halves the misfit alone, or whose sigma belongs to
+images in [-1, 1] and whose noise_std to [0, 1], means a multiple of this lambda. No back-propagation; the samples are
+under-dispersed.
 
 Reference: Zhu et al. 2023, arXiv:2305.08995, algorithm 1. Differs: 1. variance-exploding noise. 2. rho_t is at least
 1e-4, so that noiseless data are a regular system.
@@ -38,7 +40,7 @@ class DiffPIR(Sampler):
 
     name: ClassVar[str] = "diffpir"
 
-    def __init__(self, steps: int = 100, *, lam: float = 1.0, zeta: float = 0.3, **options: Any) -> None:
+    def __init__(self, steps: int = 100, *, lam: float = 2.0, zeta: float = 0.3, **options: Any) -> None:
         super().__init__(steps, **options)
         check_positive("lam", lam)
         require(0 <= zeta <= 1, f"zeta must lie between 0 and 1; got {zeta}.")
@@ -50,8 +52,8 @@ class DiffPIR(Sampler):
 
     def step(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
         denoised = problem.denoise(x_t, level.sigma)
-        rho = (2 * self.lam * (problem.noise_std / level.sigma).square()).clamp_min(LAM_FLOOR)
-        believed = level.sigma / math.sqrt(2 * self.lam)
+        rho = (self.lam * (problem.noise_std / level.sigma).square()).clamp_min(LAM_FLOOR)
+        believed = level.sigma / math.sqrt(self.lam)
         rtol = relative_tolerance(problem.backprojection, rho, believed)
         x = problem.data_step(problem.backprojection, denoised, rho, rtol)
         if level.last:

@@ -8,7 +8,8 @@ path of 1000 steps crosses the norm of such an image, sqrt(n / n0) times as larg
 
     zeta_t = zeta c(sigma) c(sigma_next) 2 sd sqrt(n / 196608) 1000 / steps
 
-A constant step length, whatever the noise of the data: simple, slow, and never quite at rest.
+A constant step length, whatever the noise of the data: simple, slow, and never quite at rest. Programs that
+differentiate || y - A D || instead of its square over itself mean twice this zeta.
 
 Reference: Chung et al. 2023, arXiv:2209.14687, algorithm 1. Differs: 1. variance-exploding state and zeta as above.
 """

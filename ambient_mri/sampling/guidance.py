@@ -22,7 +22,7 @@ from ambient_mri._checks import AmbientMRIError, require
 from ambient_mri.denoiser import Denoiser
 from ambient_mri.operators.base import LinearOperator
 from ambient_mri.sampling.base import Level, Problem, Sampler
-from ambient_mri.sampling.data_step import DataStep
+from ambient_mri.sampling.data_step import DataStep, Slack
 from ambient_mri.tensors import per_row, real_inner
 
 __all__ = ["VJP", "AncestralSampler", "NoDataStep", "WithoutDataStep", "row_norm", "value_and_vjp"]
@@ -58,7 +58,7 @@ class NoDataStep(DataStep):
 
     name = "none"
 
-    def __call__(self, data: Tensor, guess: Tensor, lam: Tensor, rtol: Tensor) -> NoReturn:
+    def __call__(self, data: Tensor, guess: Tensor, lam: Tensor, rtol: Tensor, slack: Slack | None = None) -> NoReturn:
         raise AmbientMRIError("this sampler has no data step.")
 
 

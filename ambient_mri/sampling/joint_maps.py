@@ -15,6 +15,12 @@ conditional and maps in turn.
 q comes from the physics of receive coils alone: the power spectrum of normalised maps of circular loops, by the law of
 Biot and Savart (:class:`ambient_mri.data.simulate.CoilArray`), with a smooth phase of 1 radian rms.
 
+**Without calibration lines** there are no maps to start from: those of aliased images are wrong, and a sampler that
+trusts the data under them keeps to what they made. :func:`calibrationless_coil_maps` starts from an image instead, the
+root sum of squares of the zero-filled coil images (real and positive: the phase is the maps'), fits maps to it, and
+tempers the likelihood: at noise level sigma of the image, the data count as no better than sigma / 10, so that image
+and maps become sharp together.
+
 The result is maps and a noise level; any sampler and any data step then uses them.
 
 Reference: Ying & Sheng 2007, MRM 57:1196 (JSENSE); Uecker et al. 2008, MRM 60:674 (regularised inversion for image and
@@ -40,7 +46,7 @@ from ambient_mri.sampling.data_step import ConjugateGradientStep, relative_toler
 from ambient_mri.sampling.split_gibbs import SplitGibbs
 from ambient_mri.tensors import keyed_generator, per_row
 
-__all__ = ["SmoothMaps", "joint_coil_maps"]
+__all__ = ["SmoothMaps", "calibrationless_coil_maps", "joint_coil_maps"]
 
 # Share of a normalised map's energy in one cosine coefficient, at 0, 1, 2, ... half periods a field of view (longer
 # side): mean over 160 simulated arrays of 4 to 16 coils.
@@ -49,6 +55,8 @@ _SPECTRUM = (0.24, 0.12, 0.059, 0.019, 4.8e-3, 1.2e-3, 3.3e-4, 1.2e-4, 5.3e-5, 2
 # Maps move once the image is rough knowledge: below this multiple of sd.
 _START = 3.0
 _MAP_ITERATIONS = 30
+# Without calibration lines: noise of the data, at least, in units of sigma, and fits of the maps to the first image.
+_TEMPER, _FIRST_FITS = 0.1, 3
 
 
 @dataclass(frozen=True)
@@ -96,20 +104,26 @@ class _JointSplitGibbs(SplitGibbs):
         measurement: The slice; its maps are the start.
         noise_floor: Noise of the scan; no update goes below.
         sweeps: Alternations of image and maps a level.
+        temper: Noise of the data, at least, in units of sigma; maps then move from the first level on.
     """
 
-    def __init__(self, steps: int, measurement: Measurement, *, noise_floor: float, sweeps: int) -> None:
+    def __init__(
+        self, steps: int, measurement: Measurement, *, noise_floor: float, sweeps: int, temper: float = 0.0
+    ) -> None:
         super().__init__(steps, data_step="conjugate_gradient")
         if measurement.coil_maps is None:
             raise AmbientMRIError("joint estimation starts from coil maps; the measurement has none.")
-        self.measurement, self.noise_floor, self.sweeps = measurement, noise_floor, sweeps
+        self.measurement, self.noise_floor, self.sweeps, self.temper = measurement, noise_floor, sweeps, temper
         self.maps: Tensor = measurement.coil_maps
-        self.noise = max(float(measurement.noise_std), noise_floor)
+        self.noise = self.misfit = max(float(measurement.noise_std), noise_floor)
         self.basis = SmoothMaps.of(measurement.image_shape, measurement.num_coils, measurement.y.device)
 
     def step(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
         guess = problem.denoise(x_t, level.sigma)
-        moving = not level.last and bool((level.sigma < _START * problem.denoiser.sd).all())
+        moving = not level.last and (self.temper > 0 or bool((level.sigma < _START * problem.denoiser.sd).all()))
+        if self.temper > 0:
+            self.noise = max(self.noise_floor, self.temper * float(level.sigma.max()))
+            problem.noise_std = torch.full_like(problem.noise_std, self.noise)
         for _ in range(self.sweeps if moving else 1):
             x = self._image(problem, level, guess)
             if moving:
@@ -128,7 +142,8 @@ class _JointSplitGibbs(SplitGibbs):
         """New maps and noise level; returns the images with the factor that the maps lost."""
         m = self.measurement
         residual = _residual(m, self.maps, x)
-        fitted = _fit_maps(m, x, self.maps, max(self.noise_floor, residual), self.basis)
+        self.misfit = max(self.noise_floor, residual)
+        fitted = _fit_maps(m, x, self.maps, self.misfit, self.basis)
         norm = fitted.norm(dim=1, keepdim=True).clamp_min(1e-6)
         self.maps, x = fitted / norm, x * norm
         self.noise = max(self.noise_floor, min(self.noise, residual))
@@ -169,22 +184,61 @@ def joint_coil_maps(
         PriorError: If the denoiser is not a clean one.
         AmbientMRIError: If there are no maps to start from.
     """
+    samplers = []
+    for i in range(len(measurement)):
+        sampler = _JointSplitGibbs(steps, measurement[i], noise_floor=float(noise_floor[i]), sweeps=sweeps)
+        samplers.append(_run(sampler, denoiser, seed, chains))
+    return _with_maps(measurement, [s.maps for s in samplers], [s.noise for s in samplers])
+
+
+def calibrationless_coil_maps(
+    denoiser: Any,
+    measurement: Measurement,
+    noise_floor: Tensor,
+    *,
+    seed: int = 0,
+    chains: int = 4,
+    steps: int = 25,
+    sweeps: int = 3,
+) -> Measurement:
+    """Coil maps of a scan without calibration lines, estimated together with the image (module docstring).
+
+    The maps that the measurement brings are not read. Arguments, result and errors are those of
+    :func:`joint_coil_maps`; the noise level is the misfit that is left, never less than the noise of the scan.
+    """
+    samplers = []
+    for i in range(len(measurement)):
+        m, floor = measurement[i], float(noise_floor[i])
+        m = replace(m, coil_maps=_maps_of_first_image(m))
+        sampler = _JointSplitGibbs(steps, m, noise_floor=floor, sweeps=sweeps, temper=_TEMPER)
+        sampler.sigma_min = max(floor / 2, getattr(denoiser, "sd", 0.0) / 100)
+        samplers.append(_run(sampler, denoiser, seed, chains))
+    return _with_maps(measurement, [s.maps for s in samplers], [s.misfit for s in samplers])
+
+
+def _run(sampler: _JointSplitGibbs, denoiser: Any, seed: int, chains: int) -> _JointSplitGibbs:
+    """The sampler after its chains have run."""
     clean = isinstance(denoiser, Denoiser)
     require(clean, "coil_maps='joint' needs a clean prior: an ambient network cannot be annealed.", PriorError)
-    maps, levels = [], []
-    for i in range(len(measurement)):
-        m = measurement[i]
-        sampler = _JointSplitGibbs(steps, m, noise_floor=float(noise_floor[i]), sweeps=sweeps)
-        generators = [keyed_generator("joint maps", seed, m.key[0], k, device=m.y.device) for k in range(chains)]
-        operator = sense(sampler.maps, m.mask, axes=m.axes)
-        sampler.sample(denoiser, operator, m.y, sampler.noise, generators=generators)
-        maps.append(sampler.maps)
-        levels.append(sampler.noise)
-    return replace(
-        measurement,
-        coil_maps=torch.cat(maps),
-        noise_std=torch.tensor(levels).to(measurement.noise_std),
-    )
+    m = sampler.measurement
+    generators = [keyed_generator("joint maps", seed, m.key[0], k, device=m.y.device) for k in range(chains)]
+    operator = sense(sampler.maps, m.mask, axes=m.axes)
+    sampler.sample(denoiser, operator, m.y, sampler.noise, generators=generators)
+    return sampler
+
+
+def _with_maps(measurement: Measurement, maps: list[Tensor], levels: list[float]) -> Measurement:
+    return replace(measurement, coil_maps=torch.cat(maps), noise_std=torch.tensor(levels).to(measurement.noise_std))
+
+
+def _maps_of_first_image(m: Measurement) -> Tensor:
+    """Maps (1, C, H, W) that fit the root sum of squares of the zero-filled coil images, sum |S|^2 = 1."""
+    basis = SmoothMaps.of(m.image_shape, m.num_coils, m.y.device)
+    x = ifft(m.y, m.axes).abs().square().sum(dim=1, keepdim=True).sqrt().to(m.y)
+    maps = torch.zeros_like(m.y)
+    for _ in range(_FIRST_FITS):
+        maps = _fit_maps(m, x, maps, _residual(m, maps, x), basis)
+    return maps / maps.norm(dim=1, keepdim=True).clamp_min(1e-6)
 
 
 def _cosines(length: int, orders: Tensor) -> Tensor:

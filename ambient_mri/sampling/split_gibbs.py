@@ -47,5 +47,5 @@ class SplitGibbs(Sampler):
         if level.last and self.final == "mean":
             return problem.data_step(data, guess, level.lam, level.rtol)
         guess = guess + per_row(level.r_t, guess) * problem.image_noise()
-        x = problem.perturbed_step(data, guess, problem.noise_std, level.lam, level.rtol)
+        x = problem.perturbed_step(data, guess, problem.noise_std, level.lam, level.rtol, level.slack)
         return x if level.last else x + per_row(level.sigma_next, x) * problem.image_noise()

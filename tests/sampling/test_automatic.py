@@ -55,6 +55,7 @@ def test_a_noise_level_that_is_wrong_by_two_costs_what_it_must(factor: float) ->
     assert scene.scores(samples)["nrmse"] < 1.15
 
 
+@pytest.mark.filterwarnings("ignore:.*fully sampled")
 def test_reconstruct_and_solve_take_auto_and_record_the_number() -> None:
     prior, y = WhiteDenoiser(0.5), torch.randn(1, 1, 8, 8, generator=keyed_generator("y"))
     solution = solve(y, Identity(), prior, noise_std=0.2, samples=2, steps="auto")

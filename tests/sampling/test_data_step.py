@@ -10,7 +10,13 @@ from torch import Tensor
 from ambient_mri._checks import AmbientMRIError
 from ambient_mri.operators import Identity, LinearOperator, Mask, sense
 from ambient_mri.sampling import data_step as module
-from ambient_mri.sampling.data_step import ConjugateGradientStep, ExactStep, MeasurementNoise, make_data_step
+from ambient_mri.sampling.data_step import (
+    ConjugateGradientStep,
+    ExactStep,
+    MeasurementNoise,
+    Slack,
+    make_data_step,
+)
 from ambient_mri.tensors import complex_randn, keyed_generator
 from tests.oracles import dense_matrix, line_mask, smooth_coils
 
@@ -72,6 +78,83 @@ def test_what_is_not_seen_keeps_the_guess() -> None:
     x = step(torch.ones(1, 1, 6, 6) * mask, guess, lam, torch.tensor([1e-3]))
     assert torch.equal(x[..., 3:], guess[..., 3:])
     assert torch.allclose(x[..., :3], torch.ones(6, 3), atol=1e-3)
+
+
+def two_dimensional() -> tuple[LinearOperator, list[LinearOperator]]:
+    """SENSE of two slices at random points of k-space, and each slice by itself."""
+    maps = torch.cat([smooth_coils(4, 8, 9), smooth_coils(4, 8, 9).roll(1, 1).conj()])
+    masks = torch.rand(2, 1, 8, 9, generator=keyed_generator("points")) < 0.4
+    return sense(maps, masks), [sense(maps[i : i + 1], masks[i : i + 1]) for i in range(2)]
+
+
+def slack_problem() -> tuple[Tensor, Tensor]:
+    """A guess whose error is white and of unit variance where the image is zero, and lam = noise_std^2, of six rows."""
+    guess = complex_randn((6, 1, 8, 9), generator=keyed_generator("slack"), dtype=DOUBLE)
+    return guess, torch.tensor([0.1, 0.2, 0.5, 0.1, 0.7, 2.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("masks", ["points", "lines"])
+@pytest.mark.parametrize("added", [0.0, 0.3])
+def test_an_error_stays_a_tenth_of_the_noise_that_hides_it(masks: str, added: float) -> None:
+    operator, each = two_dimensional() if masks == "points" else two_slices(8, 9, -1, (-1,))
+    coils = operator.range_shape[0] or 1
+    guess, lam = slack_problem()
+    noise_std = lam.sqrt()  # r = 1
+    generator = keyed_generator("slack noise")
+    expanded = operator.repeat_interleave(3)
+    noise = complex_randn((6, coils, 8, 9), generator=generator, dtype=DOUBLE)
+    data = expanded.adjoint(noise_std.reshape(-1, 1, 1, 1) * noise)
+    step = ConjugateGradientStep(operator, slices=2)
+    slack = Slack(noise_std, torch.full_like(lam, added))
+    error = step(data, guess, lam, torch.full_like(lam, 1e-8), slack) - dense_solution(each, data, guess, lam)
+    for row in range(6):
+        matrix = dense_matrix(each[row // 3], (1, 8, 9))
+        system = matrix.mH @ matrix + lam[row] * torch.eye(72)
+        hidden = noise_std[row] ** 2 * torch.linalg.inv(system) + added**2 * torch.eye(72)
+        e = error[row].flatten()
+        square = (e.conj() @ torch.linalg.solve(hidden, e)).real / (2 * 72)
+        assert square.sqrt() < 0.1  # 72 directions are few for a spectrum seen by one random vector
+    assert 1 <= step.iterations <= 12  # to tolerance it is many more
+
+
+def test_without_noise_to_hide_it_the_step_solves_to_tolerance() -> None:
+    operator, each = two_dimensional()
+    guess, lam = slack_problem()
+    data = operator.repeat_interleave(3).normal(guess.flip(0))
+    tight = Slack(torch.full_like(lam, 1e-7), torch.zeros_like(lam))
+    found = ConjugateGradientStep(operator, slices=2)(data, guess, lam, torch.full_like(lam, 1e-10), tight)
+    assert torch.allclose(found, dense_solution(each, data, guess, lam), atol=1e-7)
+
+
+@pytest.mark.parametrize("tight", [False, True])
+def test_the_perturbed_step_has_the_noise_of_the_measurement(tight: bool) -> None:
+    """The draw of each row enters as A^H e, whether e is added in k-space or drawn before."""
+    operator, each = two_dimensional()
+    guess, lam = slack_problem()
+    expanded, level = operator.repeat_interleave(3), torch.linspace(0.5, 1, 6, dtype=torch.float64)
+    noise = MeasurementNoise(expanded, torch.empty(6, 4, 8, 9, dtype=DOUBLE))
+    data = expanded.normal(guess.flip(0))
+    streams = [keyed_generator("e", i) for i in range(6)]
+    slack = Slack(torch.full_like(lam, 1e-9), torch.zeros_like(lam)) if tight else None
+    step, rtol = ConjugateGradientStep(operator, slices=2), torch.full_like(lam, 1e-10)
+    found = step.perturbed(data, guess, level, lam, rtol, noise, streams, slack)
+    e = noise.draw([keyed_generator("e", i) for i in range(6)])
+    noisy = data + level.reshape(-1, 1, 1, 1) * expanded.adjoint(e)
+    assert torch.allclose(found, dense_solution(each, noisy, guess, lam), atol=1e-7)
+
+
+def test_a_rows_solution_does_not_depend_on_its_batch() -> None:
+    operator, each = two_dimensional()
+    guess, lam = slack_problem()
+    data = operator.repeat_interleave(3).normal(guess.flip(0))
+    slack = Slack(lam.sqrt(), torch.full_like(lam, 0.2))
+    rtol = torch.full_like(lam, 1e-6)
+    together = ConjugateGradientStep(operator, slices=2)(data, guess, lam, rtol, slack)
+    alone = ConjugateGradientStep(each[1], slices=1)
+    row = slice(4, 5)
+    part = Slack(slack.noise_std[row], slack.added[row])
+    found = alone(data[row], guess[row], lam[row], rtol[row], part)
+    assert torch.allclose(found, together[row], atol=1e-12)
 
 
 def test_auto_takes_the_exact_step_where_it_exists_and_pays(monkeypatch: pytest.MonkeyPatch) -> None:

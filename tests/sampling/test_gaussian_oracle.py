@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ambient_mri._checks import AmbientMRIError, PriorError
-from ambient_mri.operators import Mask, gmres
+from ambient_mri.operators import Identity, Mask, gmres
 from ambient_mri.sampling import SAMPLERS, Heun, Level, Problem, make_sampler, unconditional
 from ambient_mri.sampling.base import Sampler
 from ambient_mri.sampling.data_step import ExactStep
@@ -147,12 +147,54 @@ def test_mmps_with_enough_iterations_is_the_exact_conditional_mean() -> None:
 def test_a_pigdm_step_is_its_equation() -> None:
     sampler, problem, level, x_t, s = posed(0.05, True, "pigdm")
 
-    def exact(j: Tensor, d: Tensor, misfit: Tensor, sigma: float, r: float) -> Tensor:
+    sd = problem.denoiser.sd
+
+    def exact(j: Tensor, d: Tensor, misfit: Tensor, sigma: float, _: float) -> Tensor:
+        square = sigma**2 * sd**2 / (sigma**2 + sd**2)
         eye = torch.eye(len(s.matrix), dtype=j.dtype)
-        v = torch.linalg.solve(r**2 * s.matrix @ s.matrix.mH + 0.05**2 * eye, misfit)
+        v = torch.linalg.solve(square * s.matrix @ s.matrix.mH + 0.05**2 * eye, misfit)
         return d + sigma**2 * j.mH @ s.matrix.mH @ v
 
     assert torch.allclose(sampler.step(problem, level, x_t), row_wise(s, level, x_t, exact), atol=1e-8)
+
+
+class Confident(WhiteDenoiser):
+    """The analytic denoiser of white images in a corner of the image, zero elsewhere: an error far below sigma."""
+
+    def __init__(self, corner: Tensor) -> None:
+        super().__init__(0.5)
+        self.corner = corner
+        sigmas = torch.logspace(-3, 2, 50)
+        share = float(corner.double().mean()) ** 0.5
+        self.set_error_curve(sigmas, share * sigmas * 0.5 / (sigmas.square() + 0.25).sqrt())
+
+    def forward(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        return super().forward(x_t, sigma) * self.corner
+
+
+def test_pigdm_does_not_diverge_where_the_average_error_is_far_below_that_of_some_pixels() -> None:
+    corner = torch.zeros(1, 1, 16, 16)
+    corner[..., :3, :3] = 1
+    y = 0.4 * corner
+    generators = [keyed_generator("confident", i) for i in range(20)]
+    x = make_sampler("pigdm", 20).sample(Confident(corner), Identity(), y, 0.05, generators=generators).x
+    inside = x[..., :3, :3]
+    # The posterior of these pixels: mean 0.4 (1 - 0.01), standard deviation 0.05.
+    assert inside.mean() == pytest.approx(0.396, abs=0.02)
+    assert inside.std() < 0.07
+
+
+def test_a_diffpir_step_is_its_equation() -> None:
+    sampler, problem, level, x_t, s = posed(0.05, False, "diffpir")
+    sampler.lam, sampler.zeta = 7.0, 0.0  # type: ignore[attr-defined]
+
+    def exact(_: Tensor, d: Tensor, misfit: Tensor, sigma: float, r: float) -> Tensor:
+        # argmin || y - A x ||^2 + rho || x - D ||^2
+        eye = torch.eye(len(d), dtype=d.dtype)
+        return d + torch.linalg.solve(s.matrix.mH @ s.matrix + 7 * (0.05 / sigma) ** 2 * eye, s.matrix.mH @ misfit)
+
+    x = row_wise(s, level, x_t, exact)
+    assert torch.allclose(sampler.step(problem, level, x_t), x + 0.7 * (x_t - x), atol=1e-8)
 
 
 def test_a_dps_step_is_its_equation() -> None:

@@ -16,7 +16,7 @@ from ambient_mri.masks import RandomLines
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators.fourier import fft
 from ambient_mri.sampling import joint_maps
-from ambient_mri.sampling.joint_maps import SmoothMaps, joint_coil_maps
+from ambient_mri.sampling.joint_maps import SmoothMaps, calibrationless_coil_maps, joint_coil_maps
 from ambient_mri.tensors import complex_randn, keyed_generator
 
 SIZE, COILS, NOISE = 32, 6, 0.005
@@ -109,6 +109,40 @@ def test_exact_maps_stay_good(world: tuple[Measurement, Tensor, Tensor]) -> None
     assert agreement(found.coil_maps, maps, image) > 0.995
 
 
+def without_calibration(m: Measurement, image: Tensor, maps: Tensor, step: int) -> Measurement:
+    """Every ``step``-th line, the zero frequency left out; maps that say nothing."""
+    mask = torch.zeros(1, 1, 1, SIZE, dtype=torch.bool)
+    mask[..., 1 - SIZE // 2 % 2 :: step] = True
+    noise = NOISE * complex_randn(maps.shape, generator=keyed_generator("no lines"))
+    y = torch.where(mask, fft(maps * image) + noise, 0)
+    return replace(m, y=y, mask=mask, coil_maps=torch.full_like(maps, COILS**-0.5))
+
+
+def test_without_calibration_lines_the_prior_finds_the_maps(world: tuple[Measurement, Tensor, Tensor]) -> None:
+    """What no one else can: the zero frequency itself was not measured, and no map is known."""
+    m, image, maps = world
+    blind = without_calibration(m, image, maps, step=2)
+    assert not bool(blind.mask[..., SIZE // 2])
+    found = calibrationless_coil_maps(denoiser(image), blind, torch.tensor([NOISE]), steps=12)
+    assert found.coil_maps is not None and blind.coil_maps is not None
+    before, after = agreement(blind.coil_maps, maps, image), agreement(found.coil_maps, maps, image)
+    assert before < 0.75
+    assert 1 - after < 0.2 * (1 - before)
+    torch.testing.assert_close(found.coil_maps.norm(dim=1), torch.ones(1, SIZE, SIZE))
+    assert NOISE <= float(found.noise_std) < 10 * NOISE
+
+
+def test_without_calibration_lines_given_maps_are_not_read(world: tuple[Measurement, Tensor, Tensor]) -> None:
+    m, image, maps = world
+    blind = without_calibration(m, image, maps, step=2)
+    floor = torch.tensor([NOISE])
+    found = [
+        calibrationless_coil_maps(denoiser(image), replace(blind, coil_maps=start), floor, steps=2, chains=2).coil_maps
+        for start in (maps, blind.coil_maps)
+    ]
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_a_slice_does_not_depend_on_its_neighbours_or_on_hybrid_space(
     world: tuple[Measurement, Tensor, Tensor],
 ) -> None:
@@ -126,5 +160,7 @@ def test_it_refuses_what_it_cannot_do(world: tuple[Measurement, Tensor, Tensor])
     m, image, _ = world
     with pytest.raises(PriorError, match="needs a clean prior"):
         joint_coil_maps(torch.nn.Identity(), m, torch.tensor([NOISE]))
+    with pytest.raises(PriorError, match="needs a clean prior"):
+        calibrationless_coil_maps(torch.nn.Identity(), m, torch.tensor([NOISE]))
     with pytest.raises(AmbientMRIError, match="starts from coil maps"):
         joint_coil_maps(denoiser(image), replace(m, coil_maps=None), torch.tensor([NOISE]))
