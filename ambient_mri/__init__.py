@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ambient_mri._checks import AmbientMRIError
     from ambient_mri.data.check import KspaceCheck, check_kspace
     from ambient_mri.data.readers import read_scan as load
     from ambient_mri.measurement import Measurement
@@ -37,6 +38,7 @@ __all__ = [
     "Measurement",
     "Reconstruction",
     "KspaceCheck",
+    "AmbientMRIError",
     "__version__",
 ]
 
@@ -51,6 +53,7 @@ _PLACES = {
     "load_prior": ("ambient_mri.prior", "load_prior"),
     "Prior": ("ambient_mri.prior", "Prior"),
     "Measurement": ("ambient_mri.measurement", "Measurement"),
+    "AmbientMRIError": ("ambient_mri._checks", "AmbientMRIError"),
 }
 
 

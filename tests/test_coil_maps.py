@@ -256,11 +256,25 @@ class TestAbsorbPhase:
             absorb_phase(turned, kspace, FULL)[0], absorb_phase(maps, kspace, FULL)[0], rtol=1e-4, atol=1e-4
         )
 
-    @pytest.mark.parametrize("acs", [0, 2])
-    def test_without_calibration_lines_nothing_is_absorbed(self, acs: int) -> None:
-        kspace, maps, _ = scan(4, (48, 45))
-        absorbed, phase = absorb_phase(maps, kspace, lines(45, acs, step=5))
-        assert torch.equal(absorbed, maps)
+    @pytest.mark.parametrize("acs", [0, 1, 2, 3])
+    def test_without_calibration_lines_the_coils_tell_the_phase(self, acs: int) -> None:
+        """The image that is left is as real as after the phase of the full data has been taken out."""
+        kspace, maps, support = scan(6, (48, 45))
+        mask = lines(45, acs, step=3)
+        image = (maps.conj() * ifft(kspace)).sum(dim=1)[0, support]
+        absorbed, phase = absorb_phase(maps, kspace * mask, mask)
+        torch.testing.assert_close(absorbed * torch.polar(torch.ones_like(phase), -phase), maps)
+        left = image * torch.polar(torch.ones_like(phase), -phase)[0, 0, support]
+        assert float(image.imag.norm() / image.norm()) > 0.4
+        assert float(left.imag.norm() / left.norm()) < 0.15
+        assert float(left.real.mean()) > 0.9 * float(image.abs().mean())
+
+    def test_one_coil_without_calibration_lines_has_no_phase(self) -> None:
+        image, _ = head((48, 45))
+        mask = lines(45, 2, step=5)
+        flat = torch.ones_like(image)
+        absorbed, phase = absorb_phase(flat, fft(image) * mask, mask)
+        assert torch.equal(absorbed, flat)
         assert not bool(phase.any())
 
 
@@ -318,6 +332,15 @@ class TestEstimateCoilMaps:
         assert "only 1 ACS line (ESPIRiT needs 2)" in found.warnings[0]
         assert agreement(found.maps, maps, support) > 0.8
         torch.testing.assert_close(found.maps.norm(dim=1), torch.ones(1, 64, 60))
+
+    def test_a_few_neighbours_are_no_calibration_region(self) -> None:
+        kspace, _, _ = scan(6, (64, 60))
+        mask = torch.zeros(1, 1, 64, 60, dtype=torch.bool)
+        mask[..., ::3, ::3] = True
+        mask[..., 31:34, 29:32] = True
+        found = estimate_coil_maps(kspace * mask, mask)
+        assert found.method == "low_resolution"
+        assert "fully sampled centre has 3 x 3 samples (ESPIRiT needs 32)" in found.warnings[0]
 
     def test_no_lines_fall_back_to_the_centre_with_a_warning(self) -> None:
         kspace, _, _ = scan(6, (64, 60))

@@ -233,7 +233,7 @@ def test_few_acs_lines_and_none_are_warned_about() -> None:
     kspace, _, _, _ = scan(mask=offset)
     with pytest.warns(ReconstructionWarning, match="no ACS lines"):
         none = run(kspace, noise_std=NOISE)
-    assert np.isfinite(none.mean).all() and none.settings["coil_maps"] == "joint from low_resolution"
+    assert np.isfinite(none.mean).all() and none.settings["coil_maps"] == "joint without calibration lines"
     with pytest.warns(ReconstructionWarning, match="no ACS lines"):
         assert run(kspace, noise_std=NOISE, coil_maps="espirit").settings["coil_maps"] == "low_resolution"
     with pytest.raises(AmbientMRIError, match="coil_maps must be one of 'espirit', 'joint'"):
@@ -248,6 +248,12 @@ def test_maps_that_are_cropped_or_not_normalised_are_normalised_with_a_warning()
         found = run(kspace, coil_maps=cropped, noise_std=NOISE)
     assert not found.mean[..., :4].any()
     assert nrmse(truth[..., 8:].numpy(), found.mean[..., 8:]) < 0.3
+
+
+def test_a_fully_sampled_scan_is_told_that_nothing_is_missing() -> None:
+    kspace, _, maps, _ = scan(mask=torch.ones(1, 1, 1, 36, dtype=torch.bool))
+    with pytest.warns(ReconstructionWarning, match=r"fully sampled \(R = 1\): nothing is missing"):
+        run(kspace, coil_maps=maps, noise_std=NOISE)
 
 
 def test_a_prior_of_another_size_is_warned_about() -> None:

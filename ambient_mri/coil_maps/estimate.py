@@ -18,6 +18,8 @@ __all__ = ["CoilMaps", "estimate_coil_maps"]
 _ESPIRIT = {"torch": espirit, "sigpy": sigpy_espirit, "bart": bart_espirit}
 #: ESPIRiT with a kernel of 2 halves the error of low-resolution images from 2 lines on (measured on real heads).
 _MIN_ACS_LINES = 2
+# A few neighbours in the middle of a Poisson disc are no calibration region.
+_MIN_ACS_SAMPLES = 32
 #: Below this number of ACS lines the user is told.
 _FEW_ACS_LINES = 16
 
@@ -56,8 +58,9 @@ def estimate_coil_maps(
 ) -> CoilMaps:
     """Coil maps of an undersampled scan, from its own ACS.
 
-    Fewer than 2 ACS lines: a low-resolution combination, S_c = l_c / sqrt(sum |l|^2) with l the windowed
-    images of the central k-space, and a warning, because without calibration lines those images are aliased.
+    Fewer than 2 ACS lines, or fewer than 32 samples: a low-resolution combination, S_c = l_c / sqrt(sum |l|^2) with l
+    the windowed images of the central k-space, and a warning, because without calibration lines those images are
+    aliased. A prior does better then (:func:`~ambient_mri.sampling.joint_maps.calibrationless_coil_maps`).
 
     Args:
         kspace: (batch, coils, H, W) complex, zero where not sampled, any units.
@@ -87,7 +90,7 @@ def estimate_coil_maps(
     eigenvalue: Tensor | None = None
     if kspace.shape[1] == 1:
         maps, method, notes = torch.ones_like(kspace), "single_coil", ()
-    elif acs is None or acs.num_lines < _MIN_ACS_LINES:
+    elif acs is None or _too_small(acs):
         region = AcsRegion.central(image_shape, calib) if acs is None else acs
         maps, method = low_resolution_images(kspace, region), "low_resolution"
     else:
@@ -95,7 +98,7 @@ def estimate_coil_maps(
         method = f"espirit/{backend}"
     maps = _normalise(maps)
     phase = torch.zeros_like(kspace.real[:, :1])
-    if absorb:
+    if absorb and method != "low_resolution":  # those hold the phase of the images that they are made of
         maps, phase = absorb_phase(maps, kspace, mask)
     return CoilMaps(maps=maps, eigenvalue=eigenvalue, phase=phase, acs=acs, method=method, warnings=notes)
 
@@ -111,12 +114,21 @@ def _quality_notes(acs: AcsRegion | None) -> tuple[str, ...]:
             f"only {acs.num_lines} ACS line (ESPIRiT needs {_MIN_ACS_LINES}): coil maps are a low-resolution "
             "combination and will be poor. Pass coil_maps if you have them.",
         )
+    if _too_small(acs):
+        return (
+            f"the fully sampled centre has {acs.shape[0]} x {acs.shape[1]} samples (ESPIRiT needs {_MIN_ACS_SAMPLES}): "
+            "coil maps are a low-resolution combination and will be poor. Pass coil_maps if you have them.",
+        )
     if acs.num_lines < _FEW_ACS_LINES and acs.num_lines < min(acs.image_shape):
         return (
             f"coil maps come from {acs.num_lines} ACS lines (24 are usual): expect them to be the largest error of the "
             "reconstruction.",
         )
     return ()
+
+
+def _too_small(acs: AcsRegion) -> bool:
+    return acs.num_lines < _MIN_ACS_LINES or acs.shape[0] * acs.shape[1] < _MIN_ACS_SAMPLES
 
 
 def _normalise(maps: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ambient_mri._checks import DataError, require
 from ambient_mri.data.acquisition import Extent
+from ambient_mri.data.null_space import null_space_variance
 from ambient_mri.operators.fourier import ifft
 
 __all__ = ["estimate_noise_std", "measured_scale"]
@@ -39,6 +40,8 @@ _BEND, _EXPONENT = 0.5, 1.5
 # signal that falls off slowly can look like that; eight in a row within 8 % can only be noise.
 _RINGS, _SHORT, _LONG = 16, (3, 0.05), (8, 0.08)
 _FEWEST_SAMPLES, _ENOUGH_SAMPLES = 32, 2**22
+# The null space is believed where it shows plainly less than the other views, and not next to nothing.
+_TOLD_APART, _DIMMED = 0.8, 1e-3
 
 
 def measured_scale(kspace: np.ndarray | Tensor, mask: np.ndarray | Tensor, core: int = 8) -> float:
@@ -129,7 +132,7 @@ def estimate_noise_std(
 ) -> tuple[float, str]:
     """Noise standard deviation per real and per imaginary part, raw units, and where it comes from.
 
-    Three views, all of which err upwards:
+    Four views, all of which err upwards:
 
     1. *k-space periphery*: rings of sampled locations, from the edge of the acquired extent inwards. The outermost that
        agree in variance are the noise floor; rings further out were filtered by the scanner, rings further in hold
@@ -137,6 +140,10 @@ def estimate_noise_std(
     2. *image background*: where the mask is constant along an axis, the transform along that axis alone separates the
        object from the empty margins of the field of view, at any acceleration. The lines there are ranked as in 1.
     3. *image corners*, where 2 finds nothing and hardly anything is missing: elliptical scans, filtered k-space.
+
+    4. *null space of the calibration lines*, from four coils on, where 1 found no floor of half of all rings: what no
+       image seen by the coils can be (:mod:`ambient_mri.data.null_space`). It tells weak noise from signal that reaches
+       the edge of k-space.
 
     The smallest is taken, except that a floor of half of all rings settles the matter against margins that are much
     darker: those of an oversampled readout are dimmed by its filter.
@@ -185,6 +192,9 @@ def estimate_noise_std(
     filtered = not settled and name != "image corners" and variance < math.inf
     if filtered or (0.75 if settled else 0.0) * periphery < variance < periphery:
         periphery, provenance = variance, name
+    found = math.inf if settled else null_space_variance(data, sampled)
+    if _DIMMED * periphery < found < _TOLD_APART * periphery:
+        periphery, provenance = found, "null space of the calibration lines"
     return math.sqrt(periphery), provenance
 
 

@@ -10,8 +10,8 @@ scans alone. The head's reference serves the scores and the figure; what reconst
 
 from __future__ import annotations
 
-from ambient_mri.demo.head import embedded_slice, reduced
+from ambient_mri.demo.head import embedded_slice, reduced, write_scan
 from ambient_mri.demo.run import DemoResult, run_demo
 from ambient_mri.demo.settings import DemoSettings
 
-__all__ = ["DemoResult", "DemoSettings", "embedded_slice", "reduced", "run_demo"]
+__all__ = ["DemoResult", "DemoSettings", "embedded_slice", "reduced", "run_demo", "write_scan"]

@@ -15,7 +15,7 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,13 +124,14 @@ def reconstruct(
     batch = _slices_per_batch(rows, count, raw.shape)
     starts = range(0, len(raw), batch)
     results: dict[str, list[np.ndarray]] = {}
-    noted, found = _size_warning(loaded, raw.shape), dict[str, Any]()
+    noted, found = _size_warning(loaded, raw.shape) + _nothing_missing(raw), dict[str, Any]()
     with progress_bar(progress, len(raw) * count * method.steps) as bar:
+        drawing = _Drawing(loaded.model, method, count, rows, seed, bar)
         for start in starts:
             chunk = volume.chunk(slice(start, min(start + batch, len(raw))), where, transpose=transpose)
             if how == "joint" or (how is None and chunk.poor_maps and loaded.kind == "clean"):
                 chunk = chunk.with_joint_maps(loaded, seed)
-            drawn = _draw_chunk(chunk.measurement, loaded.model, method, count, rows, seed, bar)
+            drawn = drawing.samples(chunk.measurement)
             for key, value in _raw_units(chunk, drawn, volume.scale, transpose).items():
                 results.setdefault(key, []).append(value)
             noted += [text for text in chunk.warnings if text not in noted]
@@ -164,6 +165,15 @@ def _given_steps(steps: int | str | None) -> int | None:
     return steps
 
 
+def _nothing_missing(raw: RawScan) -> list[str]:
+    if not raw.fully_sampled:
+        return []
+    return [
+        "the scan is fully sampled (R = 1): nothing is missing, so all that a prior can do is take out noise. The "
+        "combined image itself is `zero_filled`; to try a reconstruction, undersample: pass mask=."
+    ]
+
+
 def _misfit(residual: np.ndarray) -> list[str]:
     """A note where the images do not explain the data: what was read is hardly what the scanner measured."""
     worst = float(residual.max(initial=0.0, where=np.isfinite(residual)))
@@ -183,59 +193,62 @@ def _maps_choice(coil_maps: ArrayLike | str | None) -> tuple[str | None, ArrayLi
     return None, coil_maps
 
 
-def _draw_chunk(
-    m: Measurement,
-    model: Denoiser | ConditionalDenoiser,
-    method: Sampler,
-    count: int,
-    rows: int,
-    seed: int,
-    bar: Any,
-) -> Drawn:
-    """The samples of some slices; half of the slices at a time where memory does not suffice for all."""
-    try:
-        return _draw_slices(m, model, method, count, rows, seed, bar)
-    except (RuntimeError, MemoryError, AmbientMRIError) as error:
-        if len(m) == 1 or not out_of_memory(error):
-            raise
-    free_memory(m.y.device)
-    halves = (m[: len(m) // 2], m[len(m) // 2 :])
-    return joined([_draw_chunk(half, model, method, count, rows, seed, bar) for half in halves])
+@dataclass(frozen=True)
+class _Drawing:
+    """How the slices of a scan are drawn from.
 
+    Attributes:
+        model: The denoiser.
+        method: The sampler.
+        count: Samples a slice.
+        rows: (slice, sample) pairs at a time.
+        seed: Of the samples.
+        bar: The progress bar.
+    """
 
-def _draw_slices(
-    m: Measurement,
-    model: Denoiser | ConditionalDenoiser,
-    method: Sampler,
-    count: int,
-    rows: int,
-    seed: int,
-    bar: Any,
-) -> Drawn:
-    operator = sense(m.coil_maps, m.mask, axes=m.axes)  # type: ignore[arg-type]
-    data_step = method.make_data_step(operator, slices=len(m), samples=count, device=m.y.device)
-    if len(m) > 1 and data_step.name != "exact":
-        # An iterative solver stops all rows of a batch at one tolerance; a slice's must not depend on its neighbours.
-        return joined([_draw_chunk(m[i], model, method, count, rows, seed, bar) for i in range(len(m))])
+    model: Denoiser | ConditionalDenoiser
+    method: Sampler
+    count: int
+    rows: int
+    seed: int
+    bar: Any
 
-    def denoiser(generators: Sequence[torch.Generator], repeats: int) -> Denoiser:
-        if isinstance(model, Denoiser):
-            return model
-        return ambient_denoiser(model, _repeated(m, repeats), generators)
+    def samples(self, m: Measurement) -> Drawn:
+        """The samples of some slices; half of the slices at a time where memory does not suffice for all."""
+        try:
+            return self._together(m)
+        except (RuntimeError, MemoryError, AmbientMRIError) as error:
+            if len(m) == 1 or not out_of_memory(error):
+                raise
+        free_memory(m.y.device)
+        halves = (m[: len(m) // 2], m[len(m) // 2 :])
+        return joined([self.samples(half) for half in halves])
 
-    keys = [("reconstruct", seed, key) for key in m.key]
-    return draw(
-        method,
-        denoiser,
-        operator,
-        m.y,
-        m.noise_std,
-        data_step=data_step,
-        keys=keys,
-        count=count,
-        rows=rows,
-        progress=bar.update,
-    )
+    def _together(self, m: Measurement) -> Drawn:
+        operator = sense(m.coil_maps, m.mask, axes=m.axes)  # type: ignore[arg-type]
+        data_step = self.method.make_data_step(operator, slices=len(m), samples=self.count, device=m.y.device)
+        if len(m) > 1 and data_step.name != "exact":
+            # An iterative solver stops all rows of a batch at one tolerance; a slice's must not depend on its
+            # neighbours.
+            return joined([self.samples(m[i]) for i in range(len(m))])
+
+        def denoiser(generators: Sequence[torch.Generator], repeats: int) -> Denoiser:
+            if isinstance(self.model, Denoiser):
+                return self.model
+            return ambient_denoiser(self.model, _repeated(m, repeats), generators)
+
+        return draw(
+            self.method,
+            denoiser,
+            operator,
+            m.y,
+            m.noise_std,
+            data_step=data_step,
+            keys=[("reconstruct", self.seed, key) for key in m.key],
+            count=self.count,
+            rows=self.rows,
+            progress=self.bar.update,
+        )
 
 
 def _raw_units(chunk: Chunk, drawn: Drawn, scale: float, transpose: bool) -> dict[str, np.ndarray]:

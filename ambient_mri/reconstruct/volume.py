@@ -17,7 +17,7 @@ from ambient_mri.data.normalize import estimate_noise_std, measured_scale
 from ambient_mri.measurement import Measurement
 from ambient_mri.prior import Prior
 from ambient_mri.sampling.calibration import effective_noise_std
-from ambient_mri.sampling.joint_maps import joint_coil_maps
+from ambient_mri.sampling.joint_maps import calibrationless_coil_maps, joint_coil_maps
 
 if TYPE_CHECKING:
     from ambient_mri.data.files import SliceSelection
@@ -29,6 +29,11 @@ ArrayLike: TypeAlias = np.ndarray | Tensor
 
 # Below this number of ACS lines, joint estimation gives better coil maps than ESPIRiT (benchmarks/quality/maps.py).
 JOINT_BELOW = 6
+_BLIND = (
+    "with no ACS lines to speak of, coil maps were estimated together with the image, from nothing: that serves where "
+    "the centre of k-space is sampled densely and irregularly (Poisson disc), and fails on equispaced lines. Pass "
+    "coil_maps if you have them."
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,11 @@ class Chunk:
         """The same slices with coil maps estimated together with the image."""
         if self.measurement.num_coils == 1:
             return self
+        if self.maps_method == "low_resolution":
+            measurement = calibrationless_coil_maps(prior.model, self.measurement, self.noise_std, seed=seed)
+            return replace(
+                self, measurement=measurement, maps_method="joint without calibration lines", warnings=(_BLIND,)
+            )
         measurement = joint_coil_maps(prior.model, self.measurement, self.noise_std, seed=seed)
         return replace(self, measurement=measurement, maps_method=f"joint from {self.maps_method}")
 

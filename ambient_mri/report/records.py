@@ -54,6 +54,7 @@ DEFINITIONS: dict[str, str] = {
     "peak_memory_mb": "Peak memory in MiB.",
     "training_images": "Images that the optimiser saw over the whole chain of trainings, repetitions counted.",
     "denoising_error": "Rms of D(x0 + sigma n) - x0 per real part, over sd.",
+    "nstd": "Standard deviation: rms of the samples' std over that of the reference, same pixels; beside NRMSE.",
     "ratio": "Ratio of two timings of one run, as the benchmark's settings name them.",
 }
 METRICS: tuple[str, ...] = tuple(DEFINITIONS)
