@@ -11,22 +11,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ambient_mri.report.records import ResultFile, read_records
-from ambient_mri.report.tables import markdown_table
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the tables are those that the benchmarks write
+
+from ambient_mri.report.records import ResultFile, read_records  # noqa: E402
+from ambient_mri.report.tables import markdown_table  # noqa: E402
+from benchmarks.quality.tables import heads_table, standard_table  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results"
-
-
-def reconstruct_table(result: ResultFile) -> str:
-    """PSNR and SSIM of every method on every case."""
-    return markdown_table(
-        result.rows,
-        index=("case", "acceleration"),
-        metric=("psnr", "ssim"),
-        average_over=("mask", "regularisation"),
-        definitions=result.definitions,
-    )
 
 
 def demo_table(result: ResultFile) -> str:
@@ -42,21 +34,35 @@ def demo_table(result: ResultFile) -> str:
 
 def maps_table(result: ResultFile) -> str:
     """PSNR and SSIM for every number of calibration lines and every kind of coil maps."""
-    return markdown_table(
-        result.rows,
-        index=("case", "acceleration", "acs_lines"),
-        columns="coil_maps",
-        metric=("psnr", "ssim"),
-        average_over=("mask",),
-        definitions=result.definitions,
-    )
+    from benchmarks.quality.maps import table
+
+    return table(result)
+
+
+def robustness_tables(result: ResultFile) -> str:
+    """Every condition with every prior."""
+    from benchmarks.quality.robustness import tables
+
+    return "\n".join(tables(result).values())
+
+
+def cost_tables(result: ResultFile) -> str:
+    """Quality against cost, and the growth of cost."""
+    from benchmarks.quality.cost import tables
+
+    return tables(result)
 
 
 BLOCKS: dict[str, tuple[str, Callable[[ResultFile], str], tuple[str, ...]]] = {
-    "results": ("reconstruct.json", reconstruct_table, ("README.md", "benchmarks/README.md")),
+    "results": ("reconstruct.json", standard_table, ("README.md", "benchmarks/README.md")),
     "demo": ("demo.json", demo_table, ("README.md",)),
     "maps": ("maps.json", maps_table, ("benchmarks/README.md",)),
+    "full": ("reconstruct_full.json", heads_table, ("benchmarks/README.md",)),
+    "robustness": ("robustness.json", robustness_tables, ("benchmarks/README.md",)),
+    "cost": ("cost.json", cost_tables, ("benchmarks/README.md",)),
 }
+# Written where a page has room for them.
+OPTIONAL = ("full", "robustness", "cost")
 
 
 def rendered(text: str, name: str, content: str) -> str:
@@ -73,8 +79,11 @@ def main() -> int:
     check = parser.parse_args().check
     stale = []
     for name, (record, table, pages) in BLOCKS.items():
-        content = table(read_records(RESULTS / record))
-        for page in pages:
+        marked = [
+            page for page in pages if name not in OPTIONAL or f"<!-- {name}:begin -->" in (ROOT / page).read_text()
+        ]
+        content = table(read_records(RESULTS / record)) if marked else ""
+        for page in marked:
             path = ROOT / page
             text = path.read_text()
             wanted = rendered(text, name, content)

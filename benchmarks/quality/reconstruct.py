@@ -1,16 +1,18 @@
-"""Real multi-coil scans, retrospectively undersampled: every baseline and every prior on the same data, in one run.
+"""Real multi-coil scans, retrospectively undersampled: every baseline and every prior on the same data.
 
-    AMBIENT_MRI_DATA=/path/to/data python benchmarks/quality/reconstruct.py --clean RUNS/em/prior --ambient
-    RUNS/ambient/prior
+    AMBIENT_MRI_DATA=/path/to/data python benchmarks/quality/reconstruct.py --ambient RUNS/ambient/prior --clean
+    em=RUNS/em/prior                      the masks of masks_128.npz: the table of the README
+    ... reconstruct.py --full             all masks; baselines and priors in one run, or
+    ... reconstruct.py --full --no-baselines --clean em=RUNS/em/prior              prior by prior, in any order
 
-Each case is a fully sampled scan, cropped to 128 x 128, multiplied by a 1-D mask. Coil maps, scale and noise level are
-estimated from the undersampled scan alone and are the same for every method; the regularisation of each baseline is the
-best of a grid, chosen with the reference in hand, a generous opponent; ours has no setting that differs between cases.
-The reference is the fully sampled coil-combined image (maps from 24 calibration lines of the full data); images are
-compared by magnitude after one least-squares factor.
+Each case is a fully sampled scan of 128 x 128, multiplied by a 1-D mask (see ``cases.py``); ``--full`` takes R = 2, 4,
+6 and 8, random and equispaced lines, and two further masks for each. Coil maps, scale and noise level are estimated
+from the undersampled scan alone and are the same for every method; the regularisation of each baseline is the best of a
+grid, chosen with the reference in hand, a generous opponent; ours has no setting that differs between cases. A-DPS
+takes a step that was chosen on simulated scans of other subjects, and runs on some cases only, because it is slow.
 
-Without the data folder the cases are simulated phantoms, and the table says so. A case that is already in the result
-file is not computed again.
+Without the data folder the cases are simulated phantoms, and the table says so. A method that the result file holds for
+a case is not run again: several runs, at the same time too, fill one file.
 """
 
 from __future__ import annotations
@@ -19,145 +21,58 @@ import argparse
 import os
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
-from ambient_mri import baselines, metrics
-from ambient_mri.coil_maps import estimate_coil_maps
-from ambient_mri.data.phantom import BrainPhantom
-from ambient_mri.data.readers import read_scan
-from ambient_mri.data.simulate import Simulation, simulate_scan
-from ambient_mri.masks import RandomLines
-from ambient_mri.measurement import Measurement
-from ambient_mri.operators import sense
-from ambient_mri.prior import Prior, load_prior
-from ambient_mri.reconstruct import Reconstruction, ReconstructionWarning, reconstruct
-from ambient_mri.reconstruct.volume import Volume, read_raw
-from ambient_mri.report.plots import reconstruction_figure
-from ambient_mri.report.records import append_records, read_records
-from ambient_mri.report.tables import markdown_table
-from ambient_mri.tensors import keyed_generator
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # cases, methods and records are shared by the benchmarks
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
-SCANS = ("brain_t1_4ch", "brain_t1_8ch", "phantom_4ch")
+from ambient_mri import metrics  # noqa: E402
+from ambient_mri.prior import load_prior  # noqa: E402
+from ambient_mri.report.plots import reconstruction_figure  # noqa: E402
+from ambient_mri.report.records import read_records  # noqa: E402
+from benchmarks.quality import methods  # noqa: E402
+from benchmarks.quality.cases import (  # noqa: E402
+    LAWS,
+    SCANS,
+    SUPPORT,
+    Case,
+    all_cases,
+    coil_combined,
+    measure,
+    real_cases,
+    regional_scores,
+    score,
+    simulated_cases,
+    tuning_cases,
+)
+from benchmarks.quality.ledger import Ledger, provenance, recorded_command  # noqa: E402
+from benchmarks.quality.methods import Estimate, Unit, best_of_grid, ours  # noqa: E402
+from benchmarks.quality.tables import curves_over_acceleration, full_tables, standard_table  # noqa: E402
 
+__all__ = [
+    "RESULTS",
+    "SCANS",
+    "Case",
+    "best_of_grid",
+    "coil_combined",
+    "main",
+    "measure",
+    "ours",
+    "real_cases",
+    "rows_of",
+    "run_case",
+    "score",
+    "simulated_cases",
+]
 
-@dataclass(frozen=True)
-class Case:
-    """A fully sampled scan and one mask."""
-
-    name: str
-    acceleration: int
-    mask_index: int
-    kspace: np.ndarray  # (1, coils, H, W), fully sampled
-    mask: np.ndarray  # (W,) bool
-    reference: np.ndarray  # (H, W) magnitude
-
-    @property
-    def undersampled(self) -> np.ndarray:
-        return self.kspace * self.mask
-
-    @property
-    def factors(self) -> dict[str, object]:
-        return {"case": self.name, "acceleration": self.acceleration, "mask": self.mask_index}
-
-
-def real_cases(root: Path, accelerations: list[int]) -> Iterator[Case]:
-    """The real scans of ``multicoil_val_128`` with the masks of ``masks_128.npz``."""
-    masks = np.load(root / "masks_128.npz")
-    for name in SCANS:
-        kspace = read_scan(root / "multicoil_val_128" / f"{name}.h5").kspace
-        reference = coil_combined(kspace)
-        for acceleration in accelerations:
-            for index, mask in enumerate(masks[f"R{acceleration}"]):
-                yield Case(name, acceleration, index, kspace, mask, reference)
-
-
-def simulated_cases(accelerations: list[int]) -> Iterator[Case]:
-    """Phantoms, where there is no data folder."""
-    phantom = BrainPhantom(128, seed=99)
-    for index in range(2):
-        image = phantom.volume(index, 3)[1:2]
-        full = RandomLines(1, 0)
-        settings = Simulation(coils=(8, 8), noise_std=(0.01, 0.01), turn=False)
-        kspace = simulate_scan(image, law=full, seed=99, scan_id=f"phantom {index}", settings=settings).scan.kspace
-        for acceleration in accelerations:
-            law = RandomLines(acceleration, {4: 12, 8: 8}.get(acceleration, 8))
-            mask = law.draw((128, 128), keyed_generator("mask", index, acceleration))[0, 0, 0].numpy()
-            yield Case(f"simulated_phantom_{index}", acceleration, 0, kspace, mask, coil_combined(kspace))
-
-
-def coil_combined(kspace: np.ndarray, lines: int = 24) -> np.ndarray:
-    """|S^H F^H y| of fully sampled data, S from its central ``lines`` x ``lines`` samples."""
-    y = torch.from_numpy(kspace)
-    height, width = y.shape[-2:]
-    calibration = torch.zeros(1, 1, height, width, dtype=torch.bool)
-    calibration[
-        ..., height // 2 - lines // 2 : height // 2 + lines // 2, width // 2 - lines // 2 : width // 2 + lines // 2
-    ] = True
-    maps = estimate_coil_maps(y * calibration, calibration, absorb=False).maps
-    return sense(maps, torch.ones(1, 1, 1, 1, dtype=torch.bool)).adjoint(y)[0, 0].abs().numpy()
-
-
-def measure(case: Case) -> Measurement:
-    """What every baseline gets: the measurement that ours estimates from the undersampled scan, with its own noise
-    level.
-    """
-    volume = Volume.measure(read_raw(case.undersampled, case.mask))
-    chunk = volume.chunk(slice(0, 1), torch.device("cpu"))
-    return replace(chunk.measurement, noise_std=chunk.noise_std)
-
-
-def score(case: Case, image: np.ndarray) -> dict[str, float]:
-    """PSNR, SSIM and NRMSE of a magnitude image after one least-squares factor."""
-    scaled = image * metrics.fit_scale(image, case.reference)
-    return {name: getattr(metrics, name)(case.reference, scaled) for name in ("psnr", "ssim", "nrmse")}
-
-
-def best_of_grid(case: Case, m: Measurement, method: str) -> tuple[np.ndarray, float, float]:
-    """The baseline at its best regularisation, judged by PSNR against the reference; seconds are those of one run."""
-    solvers: dict[str, Callable[..., torch.Tensor]] = {
-        "cg_sense": baselines.cg_sense,
-        "l1_wavelet": baselines.l1_wavelet,
-        "total_variation": baselines.total_variation,
-        "bart_l1_wavelet": lambda m, lam: baselines.bart_pics(m, "wavelet", lam),
-        "bart_total_variation": lambda m, lam: baselines.bart_pics(m, "tv", lam),
-    }
-    peak = float(baselines.zero_filled(m).abs().max())
-    relative = 1.0 if method.startswith("bart") or method == "cg_sense" else peak
-    best: tuple[float, np.ndarray, float, float] | None = None
-    for weight in baselines.default_lambda_grid(method):
-        start = time.perf_counter()
-        image = solvers[method](m, weight * relative)[0, 0].abs().numpy()
-        seconds = time.perf_counter() - start
-        quality = score(case, image)["psnr"]
-        if best is None or quality > best[0]:
-            best = (quality, image, weight, seconds)
-    if best is None:
-        raise SystemExit(f"{method} has no grid of weights")
-    return best[1], best[2], best[3]
-
-
-def ours(case: Case, prior: Prior, sampler: str, samples: int, steps: int | None) -> tuple[Reconstruction, float]:
-    """The reconstruction as a user makes it, and its seconds."""
-    start = time.perf_counter()
-    with warnings.catch_warnings():  # few ACS lines are what is measured here
-        warnings.simplefilter("ignore", ReconstructionWarning)
-        rec = reconstruct(
-            case.undersampled,
-            mask=case.mask,
-            prior=prior,
-            sampler=sampler,
-            samples=samples,
-            steps=steps,
-            progress=False,
-        )
-    return rec, time.perf_counter() - start
+RESULTS = ROOT / "benchmarks" / "results"
+# (accelerations, laws, samples, steps) of the two tables
+STANDARD = ((4, 8), ("random",), 8, 50)
+FULL = ((2, 4, 6, 8), ("random", "equispaced"), 32, 25)
 
 
 def rows_of(case: Case, method: str, image: np.ndarray, seconds: float, **factors: object) -> list[dict[str, object]]:
@@ -168,37 +83,26 @@ def rows_of(case: Case, method: str, image: np.ndarray, seconds: float, **factor
     ]
 
 
-def run_case(case: Case, options: argparse.Namespace) -> tuple[list[dict[str, object]], dict[str, np.ndarray]]:
-    """Every method on one case; images for the figure."""
-    rows: list[dict[str, object]] = []
-    images: dict[str, np.ndarray] = {}
-    m = measure(case)
-    start = time.perf_counter()
-    images["zero_filled"] = baselines.zero_filled(m)[0, 0].abs().numpy()
-    rows += rows_of(case, "zero_filled", images["zero_filled"], time.perf_counter() - start)
-    for method in options.baselines:
-        images[method], weight, seconds = best_of_grid(case, m, method)
-        rows += rows_of(case, method, images[method], seconds, regularisation=weight)
-    if options.ambient:
-        rec, seconds = ours(case, options.ambient, "one_step", 1, None)
-        images["ambient/one_step/point"] = np.abs(rec.mean[0])
-        rows += rows_of(case, "ambient/one_step/point", images["ambient/one_step/point"], seconds)
-    for name, prior in options.clean.items():
-        rec, seconds = ours(case, prior, "split_gibbs", options.samples, options.steps)
-        mean = f"{name}/split_gibbs/mean{options.samples}"
-        images[mean] = np.abs(rec.mean[0])
-        images["std"] = np.abs(rec.samples[0]).std(axis=0, ddof=1)
-        rows += rows_of(case, mean, images[mean], seconds, nfe=options.steps)
-        rows.append({**rows[-1], "metric": "chi2_residual", "value": float(rec.residual[0])})
-        rows += rows_of(
-            case, f"{name}/split_gibbs/sample", np.abs(rec.samples[0, 0]), seconds / options.samples, nfe=options.steps
-        )
-        rec, seconds = ours(case, prior, "dds", 1, options.steps)
-        rows += rows_of(case, f"{name}/dds/point", np.abs(rec.mean[0]), seconds, nfe=options.steps)
-    return rows, images
+def all_rows_of(case: Case, found: Estimate) -> list[dict[str, object]]:
+    """Result rows of one estimate: the whole image, inside and outside the support, and what else it brings."""
+    factors = {"law": case.law, "masks": case.masks, **found.factors}
+    rows = rows_of(case, found.method, found.image, found.seconds, **factors)
+    more: dict[tuple[str | None, str], float | None] = {(None, name): value for name, value in found.found.items()}
+    more |= {("inside", name): value for name, value in found.inside.items()}
+    for key, value in regional_scores(case, found.image).items():
+        more[key] = value
+    base = {k: v for k, v in rows[0].items() if k not in ("metric", "value")}
+    named = [{**base, "metric": name, "value": value, "region": region} for (region, name), value in more.items()]
+    return rows + [{k: v for k, v in row.items() if k != "region" or v is not None} for row in named]
 
 
-def figure(case: Case, images: dict[str, np.ndarray], folder: Path) -> Path:
+def run_case(case: Case, units: Sequence[Unit]) -> tuple[list[dict[str, object]], dict[str, Estimate]]:
+    """Every method on one case; estimates for the figure."""
+    found = {estimate.method: estimate for unit in units for estimate in unit.run(case)}
+    return [row for estimate in found.values() for row in all_rows_of(case, estimate)], found
+
+
+def figure(case: Case, found: dict[str, Estimate], folder: Path) -> Path:
     """Reference, baselines, ours, errors, standard deviation and mask."""
     names = {
         "zero_filled": "Zero-filled",
@@ -206,92 +110,149 @@ def figure(case: Case, images: dict[str, np.ndarray], folder: Path) -> Path:
         "l1_wavelet": "L1-wavelet",
         "bart_l1_wavelet": "L1-wavelet (BART)",
     }
-    ours_name = [k for k in images if "mean" in k][-1:] or [k for k in images if k.startswith("ambient/")]
-    wanted = [k for k in ("zero_filled", "cg_sense", "bart_l1_wavelet", "l1_wavelet") if k in images]
-    wanted = [k for k in wanted if k != "l1_wavelet" or "bart_l1_wavelet" not in images] + ours_name
-    fitted = {k: images[k] * metrics.fit_scale(images[k], case.reference) for k in wanted}
-    factor = metrics.fit_scale(images[wanted[-1]], case.reference)
-    std = images["std"] * factor if "std" in images else None
-    panels = {names.get(k, f"Ours: {k}"): v for k, v in fitted.items()}
-    title = f"{case.name}, R = {case.acceleration}, mask {case.mask_index}"
-    path = folder / f"{case.name}_R{case.acceleration}_mask{case.mask_index}.png"
+    ours_name = [k for k in found if "mean" in k][-1:] or [k for k in found if k.startswith("ambient/")]
+    wanted: list[str] = [k for k in ("zero_filled", "cg_sense", "bart_l1_wavelet", "l1_wavelet") if k in found]
+    wanted = [k for k in wanted if k != "l1_wavelet" or "bart_l1_wavelet" not in found] + ours_name
+    factors = {k: metrics.fit_scale(found[k].image, case.reference) for k in wanted}
+    std = found[wanted[-1]].std
+    folder.mkdir(parents=True, exist_ok=True)
+    law = "" if case.law == "random" else f"_{case.law}"
     return reconstruction_figure(
-        panels,
-        path,
+        {names.get(k, f"Ours: {k}"): factors[k] * found[k].image for k in wanted},
+        folder / f"{case.name}_R{case.acceleration}{law}_mask{case.mask_index}.png",
         reference=case.reference,
-        std=std,
+        std=None if std is None else factors[wanted[-1]] * std,
         mask=np.broadcast_to(case.mask, case.reference.shape),
-        title=title,
+        title=f"{case.name}, R = {case.acceleration}, {case.law} mask {case.mask_index}",
     )
+
+
+def cases_of(options: argparse.Namespace) -> list[Case]:
+    """The cases of the table that was asked for."""
+    if options.full:
+        found = list(all_cases(options.root, options.accelerations, options.laws))
+    elif options.root:
+        found = list(real_cases(options.root, options.accelerations))
+    else:
+        found = list(simulated_cases(options.accelerations))
+    return [case for case in found if options.scans is None or case.name in options.scans]
+
+
+def missing_units(case: Case, units: Sequence[Unit], book: Ledger) -> list[Unit]:
+    """The methods that the file does not hold for a case; rows of older files are of random masks and do not say so."""
+    key = (*case.factors.items(), ("law", case.law))
+    held = {r["method"] for r in book.rows if all({"law": "random", **r}.get(name) == value for name, value in key)}
+    return [unit for unit in units if unit.valid(case) and not held.issuperset(unit.methods)]
+
+
+def units_of(options: argparse.Namespace, cases: Sequence[Case], book: Ledger) -> list[Unit]:
+    """Every method that was asked for."""
+    units = [Unit(("zero_filled",), methods.zero_filled), *map(methods.baseline_unit, options.baselines)]
+    if options.ambient:
+        units.append(methods.one_step_unit("ambient", options.ambient))
+    for name, prior in options.ssdu.items():
+        units.append(methods.one_step_unit(name, prior))
+    for name, prior in options.clean.items():
+        units.append(methods.samples_unit(name, prior, options.samples, options.steps))
+        units.append(methods.dds_unit(name, prior, options.steps))
+    for name, prior in options.adps.items():
+        heads = [c for c in cases if c.law == "random" and not c.name.startswith("phantom_4ch")]
+        chosen = sorted(heads, key=lambda c: (c.masks == "drawn", c.mask_index))[: options.adps_cases]
+        rates = sorted({c.acceleration for c in chosen})
+        tuning = list(tuning_cases(options.root, rates, options.adps_tuning))
+        units.append(methods.adps_unit(name, prior, options.adps_steps, tuning, chosen, book))
+    return units
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Command-line options, with the priors loaded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    named: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME=FOLDER"}
+    parser.add_argument("--full", action="store_true", help="R = 2, 4, 6, 8, two laws, more masks, mean of 32")
     parser.add_argument("--ambient", type=Path, help="ambient prior folder, for one-step reconstruction")
-    parser.add_argument(
-        "--clean", action="append", default=[], metavar="NAME=FOLDER", help="clean prior, e.g. em1=RUN/prior"
-    )
-    parser.add_argument("--accelerations", type=int, nargs="+", default=[4, 8])
-    parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--clean", **named, help="clean prior, e.g. em1=RUN/prior; a supervised one too")
+    parser.add_argument("--ssdu", **named, help="feed-forward network, e.g. ssdu_weighted=RUN/prior")
+    parser.add_argument("--adps", **named, help="ambient prior trained as published, for A-DPS")
+    parser.add_argument("--adps-cases", type=int, default=8, help="A-DPS runs on so many cases of heads")
+    parser.add_argument("--adps-steps", type=int, default=500)
+    parser.add_argument("--adps-tuning", type=int, default=2, help="simulated scans that its step is chosen on")
+    parser.add_argument("--accelerations", type=int, nargs="+")
+    parser.add_argument("--laws", nargs="+", choices=sorted(LAWS), help="of --full")
+    parser.add_argument("--scans", nargs="+", help="only these")
+    parser.add_argument("--samples", type=int)
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--baselines", nargs="*", default=None, help="default: all that can run here")
-    parser.add_argument("--name", default="reconstruct", help="of the result file")
+    parser.add_argument("--no-baselines", dest="baselines", action="store_const", const=[], help="zero-filled alone")
+    parser.add_argument("--part", default="0/1", help="1/3: the second of three parts of the cases")
+    parser.add_argument("--name", help="of the result file (default: reconstruct, reconstruct_full)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--figures", type=Path, default=None, help="folder for figures of every case")
     options = parser.parse_args(arguments)
+    for name, value in zip(
+        ("accelerations", "laws", "samples", "steps"), FULL if options.full else STANDARD, strict=True
+    ):
+        if getattr(options, name) is None:
+            setattr(options, name, list(value) if isinstance(value, tuple) else value)
     if options.baselines is None:
-        from shutil import which
-
-        bart = ["bart_l1_wavelet", "bart_total_variation"] if which("bart") else []
-        options.baselines = ["cg_sense", "l1_wavelet", "total_variation", *bart]
-    named = dict(item.split("=", 1) if "=" in item else ("em", item) for item in options.clean)
-    options.clean = {name: load_prior(folder) for name, folder in named.items()}
+        options.baselines = methods.available_baselines()
+    options.name = options.name or ("reconstruct_full" if options.full else "reconstruct")
+    options.part = tuple(int(n) for n in options.part.split("/"))
+    defaults = {"clean": "em", "ssdu": "ssdu_weighted", "adps": "ambient_published"}
+    for kind, default in defaults.items():
+        folders = dict(i.split("=", 1) if "=" in i else (default, i) for i in getattr(options, kind))
+        setattr(options, kind, {name: load_prior(folder) for name, folder in folders.items()})
     options.ambient = load_prior(options.ambient) if options.ambient else None
+    options.root = Path(os.environ["AMBIENT_MRI_DATA"]) if os.environ.get("AMBIENT_MRI_DATA") else None
     return options
+
+
+def open_ledger(options: argparse.Namespace, arguments: Sequence[str]) -> Ledger:
+    """The result file of this run."""
+    drawn = "masks_128 and drawn masks" if options.full else "masks_128"
+    settings = {
+        "data": f"multicoil_val_128, {drawn} (real scans)" if options.root else "simulated phantoms",
+        "samples": options.samples,
+        "steps": options.steps,
+        "regularisation": "best of a grid, chosen with the reference in hand",
+        "coil_maps": "torch ESPIRiT from the ACS of each mask, the same for every method",
+        "support": SUPPORT,
+    }
+    priors = {**options.clean, **options.ssdu, **options.adps}
+    priors |= {"ambient": options.ambient} if options.ambient else {}
+    named = {"priors": {name: provenance(prior) for name, prior in priors.items()}}
+    command = recorded_command("benchmarks/quality/reconstruct.py", arguments)
+    return Ledger(options.out / f"{options.name}.json", command, settings, named)
+
+
+def write_tables(path: Path, figures: Path, *, full: bool) -> str:
+    """The Markdown beside the result file, and the curves over R of the full table."""
+    result = read_records(path)
+    text = full_tables(result) if full else standard_table(result)
+    path.with_suffix(".md").write_text(text + "\n")
+    if full:
+        curves_over_acceleration(result, figures / f"{path.stem}_acceleration.png")
+    return text
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run what is missing in the result file, then print the table."""
     options = parse(arguments)
-    root = os.environ.get("AMBIENT_MRI_DATA")
-    cases = list(real_cases(Path(root), options.accelerations) if root else simulated_cases(options.accelerations))
-    settings = {
-        "data": "multicoil_val_128, masks_128 (real scans)" if root else "simulated phantoms",
-        "samples": options.samples,
-        "steps": options.steps,
-        "priors": {
-            n: {k: p.metadata.get(k) for k in ("name", "steps", "images_seen", "data", "git")}
-            for n, p in {**options.clean, **({"ambient": options.ambient} if options.ambient else {})}.items()
-        },
-        "regularisation": "best of a grid, chosen with the reference in hand",
-        "coil_maps": "torch ESPIRiT from the ACS of each mask, the same for every method",
-    }
-    path = options.out / f"{options.name}.json"
-    command = "python benchmarks/quality/reconstruct.py " + " ".join(sys.argv[1:] if arguments is None else arguments)
-    present = list(read_records(path).rows) if path.is_file() else []
-    for case in cases:
-        if any(all(row.get(k) == v for k, v in case.factors.items()) for row in present):
+    book = open_ledger(options, sys.argv[1:] if arguments is None else arguments)
+    cases = cases_of(options)
+    units = units_of(options, cases, book)
+    index, count = options.part
+    for case in cases[index::count]:
+        missing = missing_units(case, units, book)
+        if not missing:
             continue
         began = time.perf_counter()
-        rows, images = run_case(case, options)
-        append_records(path, options.name, command, settings, rows=rows)
-        if options.figures:
-            options.figures.mkdir(parents=True, exist_ok=True)
-            figure(case, images, options.figures)
-        sys.stderr.write(
-            f"{case.name} R={case.acceleration} mask {case.mask_index}: {time.perf_counter() - began:.0f} s\n"
-        )
-    result = read_records(path)
-    table = markdown_table(
-        result.rows,
-        index=("case", "acceleration"),
-        metric=("psnr", "ssim"),
-        average_over=("mask", "regularisation"),
-        definitions=result.definitions,
-    )
-    path.with_suffix(".md").write_text(table + "\n")
-    sys.stdout.write(table + "\n")
+        rows, found = run_case(case, missing)
+        book.add(rows)
+        if options.figures and len(found) > 1:
+            figure(case, found, options.figures)
+        seconds = time.perf_counter() - began
+        sys.stderr.write(f"{case.name} R={case.acceleration} {case.law} mask {case.mask_index}: {seconds:.0f} s\n")
+    sys.stdout.write(write_tables(book.path, options.out / "figures", full=options.full) + "\n")
 
 
 if __name__ == "__main__":
