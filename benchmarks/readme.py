@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))  # the tables are those that the benchmarks write
 
 from ambient_mri.report.records import ResultFile, read_records  # noqa: E402
 from ambient_mri.report.tables import markdown_table  # noqa: E402
-from benchmarks.quality.tables import heads_table, standard_table  # noqa: E402
+from benchmarks.quality.tables import heads_table, standard_table, summary_table  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -54,7 +54,8 @@ def cost_tables(result: ResultFile) -> str:
 
 
 BLOCKS: dict[str, tuple[str, Callable[[ResultFile], str], tuple[str, ...]]] = {
-    "results": ("reconstruct.json", standard_table, ("README.md", "benchmarks/README.md")),
+    "results": ("reconstruct.json", standard_table, ("benchmarks/README.md",)),
+    "summary": ("reconstruct.json", summary_table, ("README.md",)),
     "demo": ("demo.json", demo_table, ("README.md",)),
     "maps": ("maps.json", maps_table, ("benchmarks/README.md",)),
     "full": ("reconstruct_full.json", heads_table, ("benchmarks/README.md",)),

@@ -7,6 +7,7 @@ that cell: no mean is better for having run on easier cases.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -15,7 +16,15 @@ from ambient_mri.report.records import ResultFile, Row
 from ambient_mri.report.tables import markdown_table
 from benchmarks.quality.cases import PUBLISHED
 
-__all__ = ["complete", "curves_over_acceleration", "full_tables", "heads_table", "markdown_lines", "standard_table"]
+__all__ = [
+    "complete",
+    "curves_over_acceleration",
+    "full_tables",
+    "heads_table",
+    "markdown_lines",
+    "standard_table",
+    "summary_table",
+]
 
 _NOT_HEADS = "phantom_4ch"
 _NOTHING = "No result yet.\n"
@@ -37,6 +46,13 @@ def standard_table(result: ResultFile) -> str:
         definitions=result.definitions,
     )
     return text + _left_out(lost)
+
+
+def summary_table(result: ResultFile) -> str:
+    """The standard table on the heads alone, without single samples and DDS."""
+    left_out = ("/sample", "/dds/point")
+    rows = [r for r in result.rows if not r["method"].endswith(left_out) and r["case"] != _NOT_HEADS]
+    return standard_table(replace(result, rows=rows))
 
 
 def heads_table(result: ResultFile) -> str:
