@@ -15,6 +15,7 @@ from ambient_mri.denoiser.preconditioning import ProfileEncoder, apply_network, 
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators.base import LinearOperator
 from ambient_mri.operators.linear_solvers import solve_regularized
+from ambient_mri.operators.sense_rows import row_by_row
 from ambient_mri.stationary import StationaryGaussian
 from ambient_mri.tensors import per_row
 
@@ -77,6 +78,7 @@ class ConditionalDenoiser(nn.Module):
         Returns:
             x_hat (b, 1, H, W). Differentiable in z, the linear part included; that part is constant for the optimiser.
         """
+        operator = row_by_row(operator, z.device)
         u = operator.adjoint(z)
         rate = kept.float().mean(dim=(1, 2, 3)).expand(len(u))
         x_lin = self._linear_start(z, u, sigma, operator, rate)

@@ -30,7 +30,8 @@ from ambient_mri.denoiser import ConditionalDenoiser
 from ambient_mri.measurement import Measurement
 from ambient_mri.noise import TrainingNoise
 from ambient_mri.objectives.base import Loss
-from ambient_mri.tensors import RowGenerators, add_scaled, per_row, rand_rows, randn_like_rows, squared_modulus
+from ambient_mri.objectives.energy import data_energy
+from ambient_mri.tensors import RowGenerators, add_scaled, per_row, rand_rows, randn_like_rows
 
 __all__ = ["AmbientObjective"]
 
@@ -65,12 +66,11 @@ class AmbientObjective:
         batch = self.corruption.simplified(batch)
         sigma, added = self._noise_levels(model, batch, generators)
         further = self.corruption.further(batch, generators)
-        z = add_scaled(batch.y, per_row(added, batch.y), randn_like_rows(batch.y, generators)) * further.kept
+        z = add_scaled(batch.y, per_row(added, batch.y), randn_like_rows(batch.y, generators)).mul_(further.kept)
         x_hat = model(z, sigma, further.operator, further.kept)
-        predicted = self.corruption.forward_operator(batch).forward(x_hat)
-        squared = self._residual(predicted, z, batch, further, sigma, added)
+        gain, target, counted = self._residual(z, batch, further, sigma, added)
         parts = x_hat[0].numel() * (2 if x_hat.is_complex() else 1)
-        energy = squared.sum(dim=(1, 2, 3)) / parts
+        energy = data_energy(x_hat, batch, self.corruption, target=target, weights=counted, gain=gain) / parts
         weight = model.loss_weight(sigma, further.rate)
         weights = further.weights.flatten(1)
         effective = (
@@ -92,12 +92,12 @@ class AmbientObjective:
         return sigma, torch.where(one_step, torch.zeros_like(added), added)
 
     def _residual(
-        self, predicted: Tensor, z: Tensor, batch: Measurement, further: Further, sigma: Tensor, added: Tensor
-    ) -> Tensor:
-        """The weighted squared residual at every k-space location, (b, coils, H, W) real."""
+        self, z: Tensor, batch: Measurement, further: Further, sigma: Tensor, added: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """g, t and the weight of | g A D - t |^2 at every k-space location: see :func:`data_energy`."""
         a = per_row(added.square() / sigma.square(), z)
         one = torch.ones_like(a)
         gain = torch.where(further.kept, a, one)
-        target = torch.where(further.kept, batch.y - (1 - a) * z, batch.y)
         counted = torch.where(further.kept, a.square().clamp_min(1e-12).reciprocal().clamp_max(self.kept_cap), one)
-        return further.weights * counted * squared_modulus(gain * predicted - target)
+        # z is zero where nothing was kept: there t = y.
+        return gain, add_scaled(batch.y, a - 1, z), further.weights * counted

@@ -41,34 +41,45 @@ def conjugate_gradient(
     b: Tensor,
     *,
     x0: Tensor | None = None,
+    residual: Tensor | None = None,
+    precondition: Callable[[Tensor], Tensor] | None = None,
     max_iterations: int = 50,
     rtol: float | Tensor = 1e-6,
+    enough: Tensor | None = None,
 ) -> CGResult:
-    """Solve ``operator(x) = b`` by conjugate gradients, each row as its own system.
+    """Solve ``operator(x) = b`` by (preconditioned) conjugate gradients, each row as its own system.
 
     Args:
         operator: Hermitian positive-definite map on tensors shaped like ``b`` (a callable or a LinearOperator).
         b: Right-hand side (batch, ...), real or complex.
         x0: Start; zero when not given.
-        max_iterations: Upper bound on iterations. With ``rtol=0`` exactly this many are run, without a look at the
-            residual, so that nothing waits for the GPU.
+        residual: r = b - operator(x0), where it is known: saves one application, and of ``b`` the norm alone is read.
+        precondition: D^-1, Hermitian positive-definite; the identity when not given.
+        max_iterations: Upper bound on iterations. With ``rtol=0`` and no ``enough`` exactly this many are run, without
+            a look at the residual, so that nothing waits for the GPU.
         rtol: A row stops changing when ||r|| <= rtol * ||b||; a number or (batch,).
+        enough: (batch,). Or as soon as r^H D^-1 r <= enough: for D near the operator, the energy of the error.
 
     Returns:
         Solution in the shape and units of ``b``, with iterations, convergence and residual.
 
-    Source: Hestenes & Stiefel 1952, section 3. Differs: 1. batched, a row that has converged is frozen.
+    Source: Hestenes & Stiefel 1952, section 3; Saad 2003, algorithm 9.1 (preconditioned). Differs: 1. batched, a row
+    that has converged is frozen.
     """
     x = torch.zeros_like(b) if x0 is None else x0.clone()
-    r = b.clone() if x0 is None else b - operator(x)
-    p = r
-    rho = real_inner(r, r)
+    if residual is None:
+        residual = b if x0 is None else b - operator(x)
+    r = residual
+    z, squared, rho = _preconditioned(precondition, r)
+    p = z
     tiny = torch.finfo(rho.dtype).tiny
-    bound = torch.as_tensor(rtol, dtype=rho.dtype, device=rho.device).square() * real_inner(b, b)
-    checked = isinstance(rtol, Tensor) or rtol > 0
+    norm = real_inner(b, b)
+    bound = torch.as_tensor(rtol, dtype=rho.dtype, device=rho.device).square() * norm
+    energy = torch.zeros_like(rho) if enough is None else enough.to(rho)
+    checked = isinstance(rtol, Tensor) or rtol > 0 or enough is not None
     iterations = 0
     for iterations in range(1, max_iterations + 1):
-        active = rho > bound
+        active = (squared > bound) & (rho > energy)
         if checked and not bool(active.any()):
             iterations -= 1
             break
@@ -76,11 +87,20 @@ def conjugate_gradient(
         alpha = torch.where(active, rho / real_inner(p, q).clamp_min(tiny), torch.zeros_like(rho))
         x = add_scaled(x, per_row(alpha, x), p)
         r = add_scaled(r, per_row(-alpha, r), q)
-        rho_next = real_inner(r, r)
-        p = add_scaled(r, per_row(rho_next / rho.clamp_min(tiny), r), p)
-        rho = torch.where(active, rho_next, rho)
-    norm = real_inner(b, b).clamp_min(tiny)
-    return CGResult(x=x, iterations=iterations, converged=rho <= bound.clamp_min(tiny), residual=(rho / norm).sqrt())
+        z, squared, rho_next = _preconditioned(precondition, r)
+        p = add_scaled(z, per_row(rho_next / rho.clamp_min(tiny), z), p)
+        rho = rho_next
+    converged = (squared <= bound.clamp_min(tiny)) | (rho <= energy)
+    return CGResult(x, iterations, converged, (squared / norm.clamp_min(tiny)).sqrt())
+
+
+def _preconditioned(precondition: Callable[[Tensor], Tensor] | None, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """z = D^-1 r, r^H r and r^H z."""
+    squared = real_inner(r, r)
+    if precondition is None:
+        return r, squared, squared
+    z = precondition(r)
+    return z, squared, real_inner(r, z)
 
 
 def solve_regularized(

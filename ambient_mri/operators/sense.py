@@ -70,6 +70,8 @@ class SenseNormal:
         self.coil_maps, self.mask = coil_maps, mask
         self.conj_maps = coil_maps.conj().resolve_conj() if coil_maps.numel() <= _COPIED else coil_maps.conj()
         self.slices = max(len(coil_maps), len(mask))
+        # Scans with fewer coils than others of their batch are padded with coils that see nothing.
+        self.coils = [_present(maps) for maps in coil_maps]
         #: Where the mask is constant along an axis, that axis' transform is the identity.
         self.axes = tuple(axis for axis in axes if mask.shape[axis] > 1)
         self.cancels = len(self.axes) < len(axes)
@@ -108,19 +110,22 @@ class SenseNormal:
         rows = range(len(x))
         return torch.cat([self._row(negative[i : i + 1], i * self.slices // len(x), noise(i)) for i in rows])
 
-    def precondition(self, x: Tensor, lam: Tensor, power: float = -1.0) -> Tensor:
-        """D^power x, for D with the diagonal of A^H A + lam in k-space: F^H (density + lam)^power F x.
+    def precondition(self, x: Tensor, lam: Tensor) -> Tensor:
+        """D^-1 x, for D with the diagonal of A^H A + lam in k-space: F^H (density + lam)^-1 F x.
 
         Args:
             x: (b, 1, H, W).
             lam: (b,), positive.
-            power: -1 to precondition, -1/2 for each side of a symmetric preconditioner.
         """
-        density = self.density if self.slices == 1 else self.density.repeat_interleave(len(x) // self.slices, dim=0)
-        gain = (density + per_row(lam, x)).pow_(power)
+        gain = self.diagonal(lam).reciprocal()
         if not self.axes:
             return x * gain
         return torch.fft.ifftn(torch.fft.fftn(x, dim=self.axes).mul_(gain), dim=self.axes)
+
+    def diagonal(self, lam: Tensor) -> Tensor:
+        """Diagonal of F (A^H A + lam) F^H, (b, 1, H, W) real, for lam (b,)."""
+        density = self.density if self.slices == 1 else self.density.repeat_interleave(len(lam) // self.slices, dim=0)
+        return density + per_row(lam, density)
 
     @cached_property
     def density(self) -> Tensor:
@@ -141,8 +146,8 @@ class SenseNormal:
         """A^H (A x + e) of one row (1, 1, H, W)."""
         here, mask = min(row, len(self.coil_maps) - 1), self._shifted[min(row, len(self._shifted) - 1)]
         maps, conj_maps = self.coil_maps[here], self.conj_maps[here]
-        coils, size = len(maps), max(1, _BLOCK // x.numel())
-        total = torch.zeros_like(x[0])
+        coils, size = self.coils[here], max(1, _BLOCK // x.numel())
+        total = None
         for first in range(0, coils, size):
             group = slice(first, min(first + size, coils))
             k = maps[group] * x[0]
@@ -151,11 +156,12 @@ class SenseNormal:
             k = k.mul_(mask)
             if noise is not None:
                 k = k.contiguous()
-                self._add(k, row, noise.reshape(coils, -1)[group])
+                self._add(k, row, noise.reshape(len(maps), -1)[group])
             if self.axes:
                 k = torch.fft.ifftn(k, dim=self.axes)
-            total = total + k.mul_(conj_maps[group]).sum(dim=0, keepdim=True)
-        return total[None]
+            part = k.mul_(conj_maps[group]).sum(dim=0, keepdim=True)
+            total = part if total is None else total + part
+        return torch.zeros_like(x) if total is None else total[None]
 
     def _add(self, k: Tensor, row: int, noise: Tensor) -> None:
         """Add ``noise`` (coils, count) to the spectra ``k`` (coils, H, W), in place."""
@@ -182,3 +188,11 @@ class SenseNormal:
             coils = torch.arange(self.coil_maps.shape[1], device=k.device)[:, None]
             self._places[row] = (index[0] * width + index[1] + height * width * coils, factor)
         return self._places[row]
+
+
+def _present(maps: Tensor) -> int:
+    """How many coils (coils, H, W) there are, less the last ones that are zero everywhere."""
+    count = len(maps)
+    while count and not bool(maps[count - 1].any()):
+        count -= 1
+    return count

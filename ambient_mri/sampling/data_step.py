@@ -8,12 +8,11 @@ x is the mean of x0 given y = A x0 + noise and the belief x0 ~ N(v, r^2). Two so
   alone, so it splits into one W x W Hermitian block a readout position, G = K * (S^H S) with K = F^H P F and * entry by
   entry. With G = Q diag(g) Q^H, computed once a scan, every step for every lam and every sample is two batched
   products: x = Q ( Q^H (A^H y + lam v) / (g + lam) ).
-* **conjugate gradients** from v, for any operator. From there the iterates differ from v in the range of A^H alone, so
-  what A does not see keeps the value that the prior gave it, however early the solver stops. It stops when the residual
-  is a tenth of lam r, the size of the prior's own uncertainty in this equation (:func:`relative_tolerance`): few
-  iterations where lam is large, and as many as weakly encoded directions need where it is small. Where the caller says
-  what noise will hide an error (:class:`Slack`), a preconditioner is added, and they stop where the error is a
-  twentieth of that noise, rms over the directions (:mod:`ambient_mri.operators.hidden_error`).
+* **conjugate gradients** from v, for any operator; for SENSE with one mask for all coils they are preconditioned by the
+  diagonal of the system in k-space. They stop when the residual is a tenth of lam r, the size of the prior's own
+  uncertainty in this equation (:func:`relative_tolerance`): few iterations where lam is large, and as many as weakly
+  encoded directions need where it is small. Where the caller says what noise will hide an error (:class:`Slack`), the
+  preconditioned ones stop before, where the error is a percent of that noise by its estimate.
 
 Rows of a batch are (slice, sample) pairs, slice by slice; the blocks are kept once a slice.
 """
@@ -31,7 +30,6 @@ from ambient_mri._checks import AmbientMRIError, check_option, require
 from ambient_mri.operators.base import Composition, LinearOperator
 from ambient_mri.operators.coils import CoilSensitivities
 from ambient_mri.operators.fourier import Fourier2d, fft, ifft
-from ambient_mri.operators.hidden_error import ErrorModel, SpectralMeasure, solve_to_hidden_error, spectral_measure
 from ambient_mri.operators.linear_solvers import conjugate_gradient
 from ambient_mri.operators.masking import Mask
 from ambient_mri.operators.sense import SenseNormal
@@ -54,10 +52,9 @@ __all__ = [
 EXACT_MEMORY = 2**30
 # Seconds on one CPU core, measured at 128 to 320 pixels and 4 to 16 coils; only their ratios decide.
 _EIGH, _APPLY, _APPLY_ROW, _CG_PIXEL = 1.3e-9, 4e-9, 0.6e-9, 1.8e-7
-# Where conjugate gradients stop: residual, in units of lam r; error, in units of the noise that hides it.
-_ACCURACY, _HIDDEN = 0.1, 0.05
-# Lanczos steps that the model of the spectrum comes from.
-_LANCZOS = 8
+# Where conjugate gradients stop: residual, in units of lam r; error, in units of the noise that hides it. That small,
+# because the estimate misses weakly encoded directions, and because errors of consecutive levels pull the same way.
+_ACCURACY, _HIDDEN = 0.1, 0.01
 # Eigendecompositions at a time, to bound the workspace.
 _CHUNK = 64
 
@@ -98,7 +95,7 @@ class DataStep(ABC):
             guess: v, same shape.
             lam: (b,), positive.
             rtol: (b,) residual relative to the right-hand side at which an iterative solver may stop.
-            slack: Lets it stop before, where the error is a twentieth of this noise.
+            slack: Lets it stop before, where the error is a percent of this noise by its estimate.
 
         Returns:
             x, same shape.
@@ -120,16 +117,11 @@ class ConjugateGradientStep(DataStep):
         require(max_iterations >= 1, f"max_iterations must be at least 1; got {max_iterations}.")
         self.operator, self.slices, self.max_iterations = operator, slices, max_iterations
         self._expanded: tuple[int, LinearOperator] = (1, operator)
+        # None for all but SENSE: conjugate gradients without a preconditioner.
         self._blocks = SenseNormal.of(operator)
-        self._measures: dict[int, SpectralMeasure] = {}
 
     def __call__(self, data: Tensor, guess: Tensor, lam: Tensor, rtol: Tensor, slack: Slack | None = None) -> Tensor:
-        # The few eigenvalues of a mask or an identity need no preconditioner.
-        right, blocks = data + per_row(lam, guess) * guess, self._blocks
-        if blocks is None or slack is None:
-            return self._solve(right, guess, lam, rtol)
-        floor = rtol * real_inner(right, right).sqrt()
-        return self._to_accuracy(blocks, data - self._normal(guess), guess, lam, slack, floor)
+        return self._solve(data, guess, lam, rtol, slack, data - self._normal(guess))
 
     def perturbed(
         self,
@@ -144,66 +136,30 @@ class ConjugateGradientStep(DataStep):
     ) -> Tensor:
         """The solution with data + level A^H e, for e drawn by ``noise``; level (b,), the rest as for a call."""
         blocks = self._blocks
-        if slack is None or blocks is None or blocks.cancels or guess.is_cuda:
-            rows = self._rows(len(guess))
-            data = data + per_row(level, data) * rows.adjoint(noise.draw(generators))
+        if blocks is None or blocks.cancels or guess.is_cuda:
+            data = data + per_row(level, data) * self._rows(len(guess)).adjoint(noise.draw(generators))
             return self(data, guess, lam, rtol, slack)
-        scale, right = level.expand(len(guess)), data + per_row(lam, guess) * guess
+        scale = level.expand(len(guess))
         residual = data + blocks.residual(guess, lambda row: scale[row] * noise.draw_row(row, generators[row]))
-        # Without the noise in it, of which the tolerance needs to know nothing.
-        floor = rtol * real_inner(right, right).sqrt()
-        return self._to_accuracy(blocks, residual, guess, lam, slack, floor)
+        # The tolerance is relative to the data without this noise.
+        return self._solve(data, guess, lam, rtol, slack, residual)
 
-    def _to_accuracy(
-        self, blocks: SenseNormal, residual: Tensor, guess: Tensor, lam: Tensor, slack: Slack, floor: Tensor
+    def _solve(
+        self, data: Tensor, guess: Tensor, lam: Tensor, rtol: Tensor, slack: Slack | None, residual: Tensor
     ) -> Tensor:
-        """From the first residual, data - A^H A guess, until noise hides the error or the residual is ``floor``."""
-        weight = per_row(lam, guess)
-        x, iterations = solve_to_hidden_error(
+        """Conjugate gradients from ``guess``, whose residual in the data, A^H (y - A guess), is known."""
+        blocks, weight = self._blocks, per_row(lam, guess)
+        numbers = guess[0].numel() * (2 if guess.is_complex() else 1)
+        result = conjugate_gradient(
             lambda p: add_scaled(self._normal(p), weight, p),
-            lambda r: blocks.precondition(r, lam, -1.0),
-            guess,
-            residual,
-            self._model(blocks, guess, lam, slack),
-            accuracy=_HIDDEN,
-            floor=floor,
+            add_scaled(data, weight, guess),
+            x0=guess,
+            residual=residual,
+            precondition=None if blocks is None else lambda r: blocks.precondition(r, lam),
             max_iterations=self.max_iterations,
+            rtol=rtol,
+            enough=None if blocks is None or slack is None else _hidden_energy(blocks, lam, slack, numbers),
         )
-        self.iterations += iterations
-        return x
-
-    def _model(self, blocks: SenseNormal, like: Tensor, lam: Tensor, slack: Slack) -> ErrorModel:
-        """How the error falls against the noise that hides it, for every row."""
-        lam, noise_std, added = (t.expand(len(like)) for t in (lam, slack.noise_std, slack.added))
-        density = blocks.density.mean(dim=(1, 2, 3)).repeat_interleave(len(like) // blocks.slices)
-        return ErrorModel(self._spectrum(blocks, like, lam), noise_std, added * (density + lam).sqrt())
-
-    def _spectrum(self, blocks: SenseNormal, like: Tensor, lam: Tensor) -> SpectralMeasure:
-        """Of the preconditioned system, for every row: between those of the two powers of four around its lam."""
-        place = lam.double().log2() / 2
-        below = place.floor()
-        repeats = len(lam) // self.slices
-        ends = []
-        for keys in (below.int().tolist(), (below.int() + 1).tolist()):
-            for key in sorted(set(keys) - set(self._measures)):
-                self._measures[key] = self._lanczos(blocks, like[::repeats], 4.0**key)
-            ends.append(SpectralMeasure.stack([self._measures[key].row(i // repeats) for i, key in enumerate(keys)]))
-        return ends[0].towards(ends[1], place - below)
-
-    def _lanczos(self, blocks: SenseNormal, like: Tensor, lam: float) -> SpectralMeasure:
-        level = torch.full((len(like),), lam, device=like.device)
-
-        def system(x: Tensor) -> Tensor:
-            u = blocks.precondition(x, level, -0.5)
-            return blocks.precondition(add_scaled(self._normal(u), per_row(level, u), u), level, -0.5)
-
-        return spectral_measure(system, like, steps=_LANCZOS)
-
-    def _solve(self, right: Tensor, start: Tensor, lam: Tensor, rtol: Tensor) -> Tensor:
-        """Conjugate gradients from ``start``."""
-        weight = per_row(lam, start)
-        system = lambda x: add_scaled(self._normal(x), weight, x)  # noqa: E731
-        result = conjugate_gradient(system, right, x0=start, max_iterations=self.max_iterations, rtol=rtol)
         self.iterations += result.iterations
         self.residual = result.residual
         return result.x
@@ -346,6 +302,22 @@ def exact_bytes(operator: LinearOperator, slices: int) -> int | None:
 def repeat_rows(x: Tensor, repeats: int) -> Tensor:
     """Every row ``repeats`` times, side by side; a view where there is one row."""
     return x.expand(repeats, *x.shape[1:]) if len(x) == 1 else x.repeat_interleave(repeats, dim=0)
+
+
+def _hidden_energy(blocks: SenseNormal, lam: Tensor, slack: Slack, numbers: int) -> Tensor:
+    """The r^H D^-1 r at which ``slack`` hides the error of x, (b,), for ``numbers`` real numbers a row.
+
+    With M = A^H A + lam, an error e of residual r = M e has the energy e^H M e = r^H M^-1 r, about r^H D^-1 r. Let it
+    be E, spread evenly over the eigenvectors of M, as that of a draw from N(0, noise_std^2 M^-1) is. Over the noise V
+    that hides it, with the eigenvalues h of M and Jensen's inequality (u / (noise_std^2 u + added^2) is concave),
+
+        e^H V^-1 e = mean_h[ E / (noise_std^2 + added^2 h) ] <= E / (noise_std^2 + added^2 / mean_h(1 / h))
+
+    and the diagonal D of M in k-space stands for the eigenvalues. What is spread evenly over all real numbers and a
+    share _HIDDEN of the noise in each has e^H V^-1 e = _HIDDEN^2 numbers.
+    """
+    harmonic = 1 / blocks.diagonal(lam).reciprocal().mean(dim=(1, 2, 3))
+    return _HIDDEN**2 * numbers * (slack.noise_std.square() + slack.added.square() * harmonic)
 
 
 def _exact_pays(operator: LinearOperator, slices: int, samples: int, steps: int) -> bool:

@@ -40,12 +40,15 @@ from tests.objectives.gaussian import (
 # Every line of the plane, seen by the coil: unitary, as one coil of modulus one is.
 ALL_LINES = torch.ones(1, 1, 1, WIDTH, dtype=torch.bool)
 
+Residual = tuple[Tensor, Tensor, Tensor]
+
 
 class ScoredUnderTheFurtherMask(AmbientObjective):
     """The loss looks at what the network saw, and nowhere else."""
 
-    def _residual(self, predicted: Tensor, z: Tensor, batch: Measurement, further: Further, *args: Tensor) -> Tensor:
-        return super()._residual(predicted, z, batch, further, *args) * further.kept
+    def _residual(self, z: Tensor, batch: Measurement, further: Further, *args: Tensor) -> Residual:
+        gain, target, weights = super()._residual(z, batch, further, *args)
+        return gain, target, weights * further.kept
 
 
 class FixedFurtherMask(Undersampling):
@@ -151,8 +154,8 @@ class SharedMap(nn.Module):
 class Unweighted(AmbientObjective):
     """Every sampled line counts once."""
 
-    def _residual(self, predicted: Tensor, z: Tensor, batch: Measurement, further: Further, *args: Tensor) -> Tensor:
-        return super()._residual(predicted, z, batch, replace(further, weights=batch.mask.float()), *args)
+    def _residual(self, z: Tensor, batch: Measurement, further: Further, *args: Tensor) -> Residual:
+        return super()._residual(z, batch, replace(further, weights=batch.mask.float()), *args)
 
 
 def shared_solution(c: Tensor, p: float, q: float, *, own: float) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from scipy.sparse.linalg import LinearOperator as ScipyOperator
 from scipy.sparse.linalg import cg
 from torch import Tensor
 
-from ambient_mri.operators import LinearOperator, conjugate_gradient, sense, solve_regularized
+from ambient_mri.operators import CGResult, LinearOperator, conjugate_gradient, sense, solve_regularized
 from tests.contracts.operator import assert_same, random_tensor
 
 ROWS, COILS, HEIGHT, WIDTH = 3, 4, 7, 6
@@ -39,18 +41,38 @@ def hermitian_matrices(count: int, size: int) -> Tensor:
     return a @ a.mH / size + shift[:, None, None] * torch.eye(size, dtype=torch.complex128)
 
 
+def inverse_of_preconditioners() -> Tensor:
+    """Positive-definite matrices that are neither diagonal nor near the system, one per row."""
+    a = random_tensor((ROWS, 12, 12), "preconditioner")
+    return a @ a.mH / 24 + 0.5 * torch.eye(12, dtype=torch.complex128)
+
+
+def times(matrices: Tensor, x: Tensor) -> Tensor:
+    return (matrices @ x[..., None])[..., 0]
+
+
+@pytest.mark.parametrize("preconditioned", [False, True])
 @pytest.mark.parametrize("with_start", [False, True])
-def test_every_iterate_equals_scipy(with_start: bool) -> None:
+def test_every_iterate_equals_scipy(with_start: bool, preconditioned: bool) -> None:
     matrices, b = hermitian_matrices(ROWS, 12), random_tensor((ROWS, 12), "b")
     x0 = random_tensor((ROWS, 12), "x0") if with_start else None
+    inverses = inverse_of_preconditioners() if preconditioned else None
+    precondition = None if inverses is None else lambda r: times(inverses, r)
     for row in range(ROWS):
         iterates: list[np.ndarray] = []
         keep = lambda x, kept=iterates: kept.append(x.copy())  # noqa: E731
         start = None if x0 is None else x0[row].numpy()
-        cg(matrices[row].numpy(), b[row].numpy(), x0=start, rtol=0.0, atol=0.0, maxiter=10, callback=keep)
+        inverse = None if inverses is None else inverses[row].numpy()
+        cg(matrices[row].numpy(), b[row].numpy(), x0=start, rtol=0.0, atol=0.0, maxiter=10, M=inverse, callback=keep)
+        assert len(iterates) == 10
         for iteration, expected in enumerate(iterates, start=1):
             result = conjugate_gradient(
-                lambda x: (matrices @ x[..., None])[..., 0], b, x0=x0, max_iterations=iteration, rtol=0.0
+                lambda x: times(matrices, x),
+                b,
+                x0=x0,
+                precondition=precondition,
+                max_iterations=iteration,
+                rtol=0.0,
             )
             assert result.iterations == iteration
             assert_same(result.x[row], torch.from_numpy(expected), 1e-9)
@@ -84,11 +106,11 @@ def test_solves_the_regularised_system_of_every_row(maps: Tensor, mask: Tensor, 
 def test_rows_are_independent_systems() -> None:
     """A row's solution does not depend on the batch it is solved in."""
     matrices, b = hermitian_matrices(ROWS, 12), random_tensor((ROWS, 12), "b")
-    together = conjugate_gradient(lambda x: (matrices @ x[..., None])[..., 0], b, max_iterations=40, rtol=1e-6)
+    together = conjugate_gradient(lambda x: times(matrices, x), b, max_iterations=40, rtol=1e-6)
     for row in range(ROWS):
         matrix = matrices[row : row + 1]
         alone = conjugate_gradient(
-            lambda x, m=matrix: (m @ x[..., None])[..., 0],
+            partial(times, matrix),
             b[row : row + 1],
             max_iterations=40,
             rtol=1e-6,
@@ -99,11 +121,77 @@ def test_rows_are_independent_systems() -> None:
 def test_status_tells_which_rows_did_not_converge() -> None:
     matrices = torch.diag_embed(torch.stack([torch.ones(12), torch.logspace(-6, 0, 12)]).to(torch.complex128))
     b = torch.ones(2, 12, dtype=torch.complex128)
-    result = conjugate_gradient(lambda x: (matrices @ x[..., None])[..., 0], b, max_iterations=3, rtol=1e-8)
+    result = conjugate_gradient(lambda x: times(matrices, x), b, max_iterations=3, rtol=1e-8)
     assert result.converged.tolist() == [True, False]
     assert result.iterations == 3
-    residual = (b - (matrices @ result.x[..., None])[..., 0]).norm(dim=1) / b.norm(dim=1)
+    residual = (b - times(matrices, result.x)).norm(dim=1) / b.norm(dim=1)
     torch.testing.assert_close(result.residual, residual, rtol=1e-6, atol=1e-12)
+
+
+def test_a_known_residual_saves_its_application() -> None:
+    matrices, b, x0 = hermitian_matrices(ROWS, 12), random_tensor((ROWS, 12), "b"), random_tensor((ROWS, 12), "x0")
+    applied = []
+
+    def system(x: Tensor) -> Tensor:
+        applied.append(x)
+        return times(matrices, x)
+
+    expected = conjugate_gradient(system, b, x0=x0, max_iterations=5, rtol=1e-6)
+    assert len(applied) == 6
+    found = conjugate_gradient(system, b, x0=x0, residual=b - times(matrices, x0), max_iterations=5, rtol=1e-6)
+    assert len(applied) == 11
+    assert torch.equal(found.x, expected.x)
+    assert torch.equal(found.residual, expected.residual)
+
+
+def test_a_row_stops_at_the_first_iterate_whose_residual_energy_is_enough() -> None:
+    """r^H D^-1 r of every iterate, from its definition; another bound for every row."""
+    matrices, inverses = hermitian_matrices(ROWS, 12), inverse_of_preconditioners()
+    b = random_tensor((ROWS, 12), "b")
+
+    def solve(iterations: int, rtol: float = 0.0, enough: Tensor | None = None) -> CGResult:
+        return conjugate_gradient(
+            lambda x: times(matrices, x),
+            b,
+            precondition=lambda r: times(inverses, r),
+            max_iterations=iterations,
+            rtol=rtol,
+            enough=enough,
+        )
+
+    iterates = [solve(n).x for n in range(14)]
+    residuals = [b - times(matrices, x) for x in iterates]
+    energies = torch.stack([(r.conj() * times(inverses, r)).sum(dim=1).real for r in residuals])
+    enough = energies[0] * torch.tensor([0.2, 0.1, 2.0], dtype=torch.float64)
+    first = [int((energies[:, row] <= enough[row]).nonzero()[0]) for row in range(ROWS)]
+    assert first[0] > first[1] > first[2] == 0
+    result = solve(50, enough=enough)
+    assert result.iterations == max(first)
+    assert bool(result.converged.all())
+    for row, n in enumerate(first):
+        assert_same(result.x[row], iterates[n][row])
+    short = solve(first[0] - 1, enough=enough)
+    assert short.converged.tolist() == [False, True, True]
+    # The tolerance stops a row too, where it is met before.
+    loose = solve(50, rtol=0.5, enough=torch.zeros_like(enough))
+    assert torch.equal(loose.x, solve(50, rtol=0.5).x)
+    assert 0 < loose.iterations < 12
+
+
+def test_the_exact_inverse_as_preconditioner_needs_one_step_and_its_energy_is_that_of_the_error() -> None:
+    matrices, b = hermitian_matrices(ROWS, 12), random_tensor((ROWS, 12), "b")
+    inverses, solution = torch.linalg.inv(matrices), torch.linalg.solve(matrices, b)
+    energy = (solution.conj() * times(matrices, solution)).sum(dim=1).real
+    for share, iterations in ((1.001, 0), (0.999, 1)):
+        result = conjugate_gradient(
+            lambda x: times(matrices, x),
+            b,
+            precondition=lambda r: times(inverses, r),
+            rtol=1e-9,
+            enough=share * energy,
+        )
+        assert result.iterations == iterations
+    assert_same(result.x, solution, 1e-9)
 
 
 def test_stops_early_and_a_zero_right_hand_side_gives_zero() -> None:

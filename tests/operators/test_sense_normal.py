@@ -74,8 +74,6 @@ def test_the_preconditioner_has_the_diagonal_of_the_operator_in_kspace(case: str
         x = random_tensor((2, 1, HEIGHT, WIDTH), "x")
         expected = ifft(fft(x[row : row + 1], kept) / (diagonal + lam[row]), kept)
         assert_same(blocks.precondition(x, lam)[row], expected[0])
-        half = blocks.precondition(blocks.precondition(x, lam, -0.5), lam, -0.5)
-        assert_same(half[row], expected[0])
 
 
 def test_only_sense_has_blocks() -> None:
