@@ -6,23 +6,28 @@
 A slice whose file is there is not reconstructed again, so that an interrupted evaluation goes on where it stopped; a
 file that was made with other settings is an error, not a result. Scale and noise level are those of the whole volume,
 as in :func:`~ambient_mri.reconstruct.reconstruct`. Reference files are opened for the scores alone.
+
+Several processes share the slices of every volume (:mod:`ambient_mri.training.shared_work`), one a GPU; their number
+changes no result. The first one scores.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch import nn
 
 from ambient_mri import metrics
 from ambient_mri._checks import DataError, require
 from ambient_mri.data.files import SliceSelection
-from ambient_mri.data.readers import RawScan, read_reference
+from ambient_mri.data.readers import read_reference
 from ambient_mri.data.writers import read_reconstruction
 from ambient_mri.prior import Prior
 from ambient_mri.reconstruct import Reconstruction, ReconstructionWarning, reconstruct
@@ -30,11 +35,17 @@ from ambient_mri.reconstruct.volume import Volume, read_raw
 from ambient_mri.report.records import ResultFile, Row, append_records, read_records
 from ambient_mri.report.tables import markdown_table
 from ambient_mri.sampling import make_sampler
+from ambient_mri.sampling.draw import choose_device
 
 __all__ = ["Evaluation", "pair_files", "reconstructed"]
 
 _KSPACE = (".h5", ".hdf5", ".npz", ".npy")
 _SCORES = ("psnr", "ssim", "nmse", "nrmse")
+
+# make(index, device): write the file of that number.
+_Make: TypeAlias = Callable[[int, torch.device], object]
+# (files, make, networks that it uses): make the files that are missing.
+_MakeAll: TypeAlias = Callable[[Sequence[Path], _Make, Sequence[nn.Module]], None]
 
 
 def pair_files(scans: Path, references: Path) -> list[tuple[Path, Path]]:
@@ -77,6 +88,19 @@ def reconstructed(
 
 
 @dataclass(frozen=True)
+class _Volume:
+    """What the scores need to know of a scan: its name, numbers of its slices, acceleration."""
+
+    stem: str
+    slices: tuple[int, ...]
+    acceleration: float
+
+    def files(self, folder: Path) -> list[Path]:
+        """One a slice."""
+        return [folder / self.stem / f"slice_{index:04d}.h5" for index in self.slices]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What to evaluate, and where to.
 
@@ -88,6 +112,7 @@ class Evaluation:
         device: As for :func:`~ambient_mri.reconstruct.reconstruct`.
         mask: Applied to every scan, where the files are fully sampled.
         slices: Of every scan; all when None.
+        processes: That share the slices, on this machine; the same command line starts them all.
     """
 
     out: Path
@@ -97,10 +122,11 @@ class Evaluation:
     device: str | torch.device = "auto"
     mask: np.ndarray | None = None
     slices: SliceSelection = None
+    processes: int = 1
 
     def run(
         self, pairs: Sequence[tuple[Path, Path]], priors: Sequence[Prior], samplers: Sequence[str], command: str = ""
-    ) -> ResultFile:
+    ) -> ResultFile | None:
         """Reconstruct what is missing, score every volume, and write records and table.
 
         Args:
@@ -109,40 +135,48 @@ class Evaluation:
             samplers: Names.
             command: Recorded.
 
+        Returns:
+            The records; None in every process but the first, where there are several.
+
         Raises:
             DataError: If files cannot be read, or do not fit each other or these settings.
             PriorError: If a sampler is not valid for a prior.
+            AmbientMRIError: If there are fewer GPUs than processes.
         """
         names = [prior.name for prior in priors]
         require(len(set(names)) == len(names), f"priors must have different names; got {', '.join(names)}.")
         for prior in priors:
             for name in samplers:
                 make_sampler(name, self.steps).check_kind(prior.kind)
+        methods = [(prior, name) for prior in priors for name in samplers]
+        make_all, is_first = _sharing(self.processes, choose_device(self.device))
+        with warnings.catch_warnings():
+            if not is_first:  # the first process says it
+                warnings.simplefilter("ignore")
+            volumes = [self._reconstruct(scan, methods, make_all) for scan, _ in pairs]
+        if not is_first:
+            return None
         path, settings = self.out / "evaluation.json", self._settings()
-        for scan, reference in pairs:
-            raw = read_raw(scan, self.mask, None, self.slices)
-            for prior in priors:
-                for name in samplers:
-                    files = self._slices(raw, scan.stem, prior, name)
-                    rows = self._rows(files, scan.stem, reference, raw, prior.name, name)
-                    append_records(path, "evaluation", command, settings, rows=rows)
+        for volume, (_, reference) in zip(volumes, pairs, strict=True):
+            for prior, name in methods:
+                rows = self._rows(volume, reference, prior.name, name)
+                append_records(path, "evaluation", command, settings, rows=rows)
         result = read_records(path)
         path.with_suffix(".md").write_text(_table(result))
         return result
 
-    def _slices(self, raw: RawScan, stem: str, prior: Prior, sampler: str) -> list[Path]:
-        """The files of all slices, those that are missing made first."""
-        folder = self.out / prior.name / sampler / stem
-        folder.mkdir(parents=True, exist_ok=True)
-        files = [folder / f"slice_{index:04d}.h5" for index in raw.slice_indices]
-        missing = [i for i, file in enumerate(files) if not file.is_file()]
-        if not missing:
-            return files
-        volume = Volume.measure(raw)
-        for i in missing:
+    def _reconstruct(self, scan: Path, methods: Sequence[tuple[Prior, str]], make_all: _MakeAll) -> _Volume:
+        """Make the files of a scan's slices that are missing."""
+        raw = read_raw(scan, self.mask, None, self.slices)
+        found = _Volume(scan.stem, tuple(raw.slice_indices), raw.acceleration)
+        work = [(*m, i, file) for m in methods for i, file in enumerate(found.files(self._folder(m[0].name, m[1])))]
+        measured = cache(lambda: Volume.measure(raw))
+
+        def make(index: int, device: torch.device) -> None:
+            (prior, sampler, i, file), volume = work[index], measured()
             with warnings.catch_warnings():  # in the settings of every file
                 warnings.simplefilter("ignore", ReconstructionWarning)
-                found = reconstruct(
+                made = reconstruct(
                     raw,
                     prior=prior,
                     slices=[i],
@@ -152,16 +186,21 @@ class Evaluation:
                     samples=self.samples,
                     steps=self.steps,
                     seed=self.seed,
-                    device=self.device,
+                    device=device,
                     progress=False,
                 )
-            found.save(files[i])
-        return files
+            file.parent.mkdir(parents=True, exist_ok=True)
+            made.save(file)
 
-    def _rows(
-        self, files: Sequence[Path], stem: str, reference: Path, raw: RawScan, prior: str, sampler: str
-    ) -> list[Row]:
+        make_all([file for *_, file in work], make, [prior.model for prior, _ in methods])
+        return found
+
+    def _folder(self, prior: str, sampler: str) -> Path:
+        return self.out / prior / sampler
+
+    def _rows(self, volume: _Volume, reference: Path, prior: str, sampler: str) -> list[Row]:
         """Scores of one volume."""
+        files = volume.files(self._folder(prior, sampler))
         contents = [read_reconstruction(file) for file in files]
         described = make_sampler(sampler, self.steps).describe()
         for file, content in zip(files, contents, strict=True):
@@ -171,7 +210,7 @@ class Evaluation:
             message = f"{file} was made with other settings. Choose another --out, or remove it."
             require(same and drawn, message, DataError)
         image = np.concatenate([content["reconstruction"] for content in contents])
-        truth = read_reference(reference, list(raw.slice_indices))
+        truth = read_reference(reference, list(volume.slices))
         require(
             image.shape == truth.shape,
             f"{reference}: references of shape {truth.shape} for images of shape {image.shape}. Do they belong to the "
@@ -181,9 +220,9 @@ class Evaluation:
         made = [content["settings"] for content in contents]
         estimate = f"mean{made[0]['samples']}" if made[0]["samples"] > 1 else "point"
         shared: Row = {
-            "case": stem,
+            "case": volume.stem,
             "method": f"{_identifier(prior)}/{sampler}/{estimate}",
-            "acceleration": round(raw.acceleration, 2),
+            "acceleration": round(volume.acceleration, 2),
             "nfe": made[0]["run"]["evaluations"],
             "seconds": float(np.mean([m["seconds"] for m in made])),
             "n": len(image),
@@ -197,6 +236,23 @@ class Evaluation:
     def _settings(self) -> dict[str, Any]:
         slices = None if self.slices is None else str(self.slices)
         return {"samples": self.samples, "steps": self.steps, "seed": self.seed, "slices": slices}
+
+
+def _sharing(processes: int, device: torch.device) -> tuple[_MakeAll, bool]:
+    """How files are made, and whether this is the first process."""
+    require(processes >= 1, f"processes must be at least 1; got {processes}.")
+    if processes == 1:
+
+        def make_all(files: Sequence[Path], make: _Make, _: Sequence[nn.Module]) -> None:
+            for index, file in enumerate(files):
+                if not file.is_file():
+                    make(index, device)
+
+        return make_all, True
+    from ambient_mri.training.shared_work import SharedWork, is_first, processes_on, share
+
+    trainer = processes_on(device, processes)
+    return lambda *work: share(SharedWork("evaluation", *work), trainer), is_first()
 
 
 def _identifier(name: str) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -132,3 +135,40 @@ def test_the_commands_evaluate_and_calibrate(root: Path, tmp_path: Path, capsys:
 
     assert cli.main(["evaluate", scans, scans]) == 2
     assert "name the prior with --prior" in capsys.readouterr().err
+
+
+def in_two_processes(*arguments: object) -> str:
+    """``ambient-mri evaluate`` in a process of its own, which starts the other one; what it says."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ambient_mri.cli", "evaluate", *map(str, arguments), "--processes", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ambient_mri.reconstruct.ReconstructionWarning")
+def test_two_processes_write_the_slices_and_records_of_one(root: Path, tmp_path: Path) -> None:
+    """DDP on the CPU, a sampler that differentiates the network among two; then with less left to do than processes."""
+    mask, scans, one, two = root / "mask.npy", root / "scans", tmp_path / "one", tmp_path / "two"
+    samplers, pairs = ["split_gibbs", "dps"], pair_files(root / "scans", root / "scans")
+    wanted = Evaluation(one, samples=2, steps=3, mask=np.load(mask), device="cpu").run(
+        pairs, [load_prior(root / "prior")], samplers
+    )
+    arguments = [scans, scans, "--prior", root / "prior", "--mask", mask, "--samples", 2, "--steps", 3, "--out", two]
+    arguments += ["--device", "cpu", *(word for name in samplers for word in ("--sampler", name))]
+    assert in_two_processes(*arguments).count("evaluation.json") == 1
+    files = sorted(path.relative_to(one) for path in one.rglob("*.h5"))
+    assert len(files) == 2 * 2 * SLICES and files == sorted(path.relative_to(two) for path in two.rglob("*.h5"))
+
+    times = {file: (two / file).stat().st_mtime_ns for file in files}
+    (two / files[-1]).unlink()
+    in_two_processes(*arguments)
+    assert [file for file in files if (two / file).stat().st_mtime_ns != times[file]] == [files[-1]]
+    for file in files:
+        with h5py.File(one / file) as first, h5py.File(two / file) as second:
+            assert np.allclose(first["mean"], second["mean"], atol=1e-4 * np.abs(first["mean"]).max())
+    values = lambda result: {  # noqa: E731
+        (row["case"], row["method"], row["metric"]): row["value"] for row in result.rows
+    }
+    assert values(read_records(two / "evaluation.json")) == pytest.approx(values(wanted), rel=1e-4)

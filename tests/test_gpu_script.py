@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -16,11 +17,13 @@ import numpy as np
 import pytest
 import torch
 
+from ambient_mri._checks import AmbientMRIError
 from ambient_mri.data.simulate import Simulation, simulate_scan
 from ambient_mri.masks import IndependentLines, SamplingLaw
 from ambient_mri.measurement import Measurement
 from ambient_mri.prior import Prior, build_model, load_prior
 from ambient_mri.report.records import read_records
+from ambient_mri.training.draws import Draw, draw_of, draws_of_card
 
 GPU = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"
 
@@ -66,6 +69,7 @@ def test_rehearsal_from_start_to_finish_interrupted_and_resumed(tmp_path: Path) 
     for stage in ("ambient", "em1", "em2", "supervised"):
         assert json.loads((state / "stages" / stage / "done.json").read_text())["steps"] == 12
     em, ambient = (load_prior(state / "stages" / stage / "prior") for stage in ("em2", "ambient"))
+    assert em.metadata["draws"] == ambient.metadata["draws"] and len(draws_of_card(em.metadata)) == 1
     assert em.kind == "clean" and ambient.kind == "ambient" and em.model.sd == ambient.model.sd
     assert len(em.model.error_sigmas) > 0  # type: ignore[arg-type]
     methods = {row["method"] for row in read_records(state / "records" / "gpu_quality.json").rows}
@@ -82,6 +86,35 @@ def test_another_network_needs_another_state(module: object, tmp_path: Path, mon
     assert job.Job(parse(common)).options.network == "unet_small"  # what is not said again stays
     with pytest.raises(SystemExit, match="was made with network = unet_small, not unet_large"):
         job.Job(parse([*common, "--network", "unet_large"]))
+
+
+def test_a_stage_does_not_start_from_another_draw_of_its_subjects(
+    module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse, job = module("run").parse, module("job")  # type: ignore[operator]
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    common = ["setup", "--device", "cpu", "--tiny", "--state", str(tmp_path), "--init", str(tmp_path / "prior")]
+    first = job.Job(parse(common))
+    assert first.simulate()
+    own = draw_of(json.loads((tmp_path / "data" / "done.json").read_text()))
+    assert own is not None
+
+    def start(*draws: Draw) -> None:
+        architecture = {"kind": "clean", "network": {"channels": 8, "multipliers": [1]}, "sd": 0.3}
+        card = {"draws": [draw.plain() for draw in draws]}
+        Prior(build_model(architecture), "clean", architecture, name="start", metadata=card).save(tmp_path / "prior")
+
+    start(own)
+    assert first.chain("ambient") == [own]
+    other = replace(own, how={**own.how, "law": {**own.how["law"], "acceleration": 2.0}})
+    start(other)
+    message = "prior learned from another draw of the same subjects .* corruption.law.acceleration is 2.0 there and 4"
+    with pytest.raises(AmbientMRIError, match=message):
+        first.train("ambient")
+    assert first.chain("supervised") == [own], "it starts from nothing"
+    assert not (tmp_path / "stages").exists()
+    first.options.overrides = ["allow_second_draw=true"]
+    assert first.chain("ambient") == [other, own]
 
 
 @pytest.mark.parametrize("mask_per", ["volume", "slice"])

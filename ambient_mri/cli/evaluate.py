@@ -29,6 +29,7 @@ def add_evaluate_arguments(command: argparse.ArgumentParser, slices: Callable[[s
     text = "may be given more than once (split_gibbs)"
     add("--sampler", action="append", choices=commands.SAMPLERS, metavar="NAME", help=text)
     _sampling_arguments(command, slices)
+    add("--processes", type=int, default=1, metavar="N", help="that share the slices, one a GPU (default: %(default)s)")
     add("--out", type=Path, default=Path("evaluation"), metavar="FOLDER", help="default: %(default)s")
 
 
@@ -59,6 +60,8 @@ def evaluate(options: argparse.Namespace) -> int:
         if Path(options.reconstruction).is_dir():
             raise AmbientMRIError("a folder of scans is reconstructed first: name the prior with --prior.")
         return commands.evaluate(options)
+    import torch
+
     from ambient_mri.evaluation import Evaluation, pair_files
     from ambient_mri.report.tables import rich_table
     from ambient_mri.sampling.draw import as_prior, choose_device
@@ -72,11 +75,15 @@ def evaluate(options: argparse.Namespace) -> int:
         device=device,
         mask=load_array(options.mask, "mask") if options.mask else None,
         slices=options.slices,
+        processes=options.processes,
     )
     pairs = pair_files(Path(options.reconstruction), Path(options.reference))
-    priors = [as_prior(name, device) for name in options.prior]
+    # Each of several processes takes the networks to its own GPU.
+    priors = [as_prior(name, torch.device("cpu") if options.processes > 1 else device) for name in options.prior]
     command = f"ambient-mri {' '.join(sys.argv[1:])}"
     result = plan.run(pairs, priors, options.sampler or ["split_gibbs"], command)
+    if result is None:
+        return 0
     rows = [{k: v for k, v in row.items() if k != "nfe"} for row in result.rows]
     show(rich_table(rows, index=("case", "acceleration", "method"), definitions=result.definitions))
     show_facts("Written", {"records": options.out / "evaluation.json", "table": options.out / "evaluation.md"})

@@ -177,6 +177,7 @@ def _draw(
         reference=reference,
         std=None if deviation is None else deviation[0],
         mask=result.mask[0, 0],
+        acceleration=result.settings["acceleration"],
         title=f"Simulated {settings.coils}-coil scan of a real head slice, R = {settings.acceleration:g}; prior "
         f"{result.settings['prior']}, learned from undersampled scans alone",
     )

@@ -27,13 +27,9 @@ class UNet(UNetSkeleton):
     Args:
         in_channels: Real input channels.
         out_channels: Real output channels.
-        channels: Width of the first level, after space-to-depth.
-        multipliers: Width of each level as a multiple of ``channels``; each further level halves the resolution.
-        blocks: Residual blocks a level on the way down; one more on the way up.
-        fold: Space-to-depth factor of the first stage (1, 2 or 4).
-        attention: Levels (0-based) that get self-attention.
-        condition_dim: Length of the condition vector; 0 for none.
         dropout: Dropout inside the residual blocks.
+
+    All others are those of :class:`~ambient_mri.networks.skeleton.UNetSkeleton`.
     """
 
     def __init__(

@@ -30,11 +30,8 @@ class ComplexUNet(UNetSkeleton):
         in_channels: Real input channels: one block or several of ``out_channels``, each real parts first, then
             imaginary parts.
         out_channels: Real output channels, even: real parts first.
-        channels: Complex width of the first level, after space-to-depth.
-        multipliers: Width of each level as a multiple of ``channels``; each further level halves the resolution.
-        blocks: Residual blocks a level on the way down; one more on the way up.
-        fold: Space-to-depth factor of the first stage (1, 2 or 4).
-        condition_dim: Length of the condition vector; 0 for none.
+
+    All others are those of :class:`~ambient_mri.networks.skeleton.UNetSkeleton`; widths count complex channels.
     """
 
     def __init__(

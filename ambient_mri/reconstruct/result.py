@@ -149,6 +149,7 @@ class Reconstruction:
             path,
             std=None if deviation is None else deviation[index],
             mask=self.mask[index if len(self.mask) > 1 else 0, 0],
+            acceleration=self.settings.get("acceleration"),
             title=f"{self.name}, slice {number}, R = {self.settings.get('acceleration', float('nan')):.1f}",
         )
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from ambient_mri._checks import require
 from ambient_mri._files import write_atomically
+from ambient_mri.masks import effective_acceleration
 from ambient_mri.metrics import psnr, ssim
 from ambient_mri.report.tables import format_value
 
@@ -64,6 +66,7 @@ def reconstruction_figure(
     std: ImageLike | None = None,
     errors: bool = True,
     mask: ImageLike | None = None,
+    acceleration: float | None = None,
     title: str | None = None,
 ) -> Path:
     """Reference and methods side by side with PSNR and SSIM, their errors below, the standard deviation and the mask.
@@ -78,6 +81,8 @@ def reconstruction_figure(
         std: Standard deviation of the last panel's magnitude, same units.
         errors: Whether to draw the row of errors.
         mask: Sampled locations, bool, (H, W) or broadcastable, zero frequency in the middle.
+        acceleration: R of the scan, said above the mask; counted over the whole mask when None, which is too much where
+            some of the matrix is zero padding that no scanner would have measured.
         title: A line above the figure: the case, the acceleration, "simulated" where it is.
 
     Returns:
@@ -95,6 +100,7 @@ def reconstruction_figure(
     for name, image in named.items():
         require(image is None or image.shape == shape, f"{name} has shape {_shape(image)}, the other images {shape}.")
     sampled = None if mask is None else _mask(mask, shape)
+    masks = [] if sampled is None else [_mask_cell(sampled, acceleration, strong=truth is None or not errors)]
     window = _window([truth] if truth is not None else list(images.values()))
     top = [] if truth is None else [_Cell(truth, ("Reference",), window, strong=True)]
     top += [_Cell(x, (name, *_score(truth, x)), window, strong=True) for name, x in images.items()]
@@ -104,10 +110,9 @@ def reconstruction_figure(
             _Cell(deviation, (f"Std × {ERROR_GAIN}", f"mean {_mean(deviation):.2g}"), narrow, "inferno", strong=True)
         )
     if truth is None or not errors:
-        top += [] if sampled is None else [_mask_cell(sampled, strong=True)]
-        rows = [top]
+        rows = [top + masks]
     else:
-        rows = [top, _error_row(images, truth, deviation, sampled, narrow)]
+        rows = [top, (masks or [_Cell(None)]) + _error_row(images, truth, deviation, narrow)]
     return _draw(rows, path, title, _footnote(window, errors and truth is not None, deviation is not None))
 
 
@@ -210,11 +215,10 @@ def _error_row(
     images: Mapping[str, np.ndarray],
     truth: np.ndarray,
     deviation: np.ndarray | None,
-    sampled: np.ndarray | None,
     window: tuple[float, float],
 ) -> list[_Cell]:
-    row = [_Cell(None) if sampled is None else _mask_cell(sampled)]
-    row += [_Cell(np.abs(x - truth), (f"|error| × {ERROR_GAIN}",), window, "inferno") for x in images.values()]
+    """Everything but the mask, which stands below the reference."""
+    row = [_Cell(np.abs(x - truth), (f"|error| × {ERROR_GAIN}",), window, "inferno") for x in images.values()]
     if deviation is not None:
         error = np.abs(list(images.values())[-1] - truth)
         # An error where the samples agree exactly is far outside the interval, not undefined.
@@ -288,9 +292,9 @@ def _head_height(cell: _Cell) -> float:
     return 0.05 + _NAME_LINE + _TEXT_LINE * (len(cell.lines) - 1) if cell.lines else 0.0
 
 
-def _mask_cell(sampled: np.ndarray, *, strong: bool = False) -> _Cell:
-    acceleration = f"R = {sampled.size / max(1, int(sampled.sum())):.1f}"
-    lines = ("Mask", acceleration) if strong else (f"Mask, {acceleration}",)
+def _mask_cell(sampled: np.ndarray, acceleration: float | None, *, strong: bool) -> _Cell:
+    said = effective_acceleration(torch.tensor(sampled)) if acceleration is None else acceleration
+    lines = ("Mask", f"R = {said:.1f}") if strong else (f"Mask, R = {said:.1f}",)
     return _Cell(sampled.astype(np.float64), lines, strong=strong)
 
 

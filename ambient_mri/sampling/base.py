@@ -236,14 +236,7 @@ class Sampler(ABC):
         """
         self.check_denoiser(denoiser)
         problem = self._pose(denoiser, operator, y, noise_std, generators, image_shape, data_step)
-        levels = self._levels(problem)
-        x = self._start(problem, levels[0].sigma, x_init)
-        for level in levels:
-            x = self.step(problem, level, x)
-            if callback is not None:
-                callback(level, x)
-        check_finite(f"the result of {self.name}", x, "Are noise_std and the scale of y right? See the prior's sd.")
-        return SamplerResult(x, self._status(problem, levels))
+        return self._walk(problem, x_init, callback, "Are noise_std and the scale of y right? See the prior's sd.")
 
     def make_data_step(
         self, operator: LinearOperator, *, slices: int, samples: int, device: torch.device | str = "cpu"
@@ -299,6 +292,19 @@ class Sampler(ABC):
     def ladder(self, denoiser: Denoiser, noise_std: float) -> Tensor:
         """Noise levels for one row, (steps,), descending."""
         return karras_ladder(self.steps, *self.sigma_range(denoiser, noise_std), self.rho)
+
+    def _walk(
+        self, problem: Problem, x_init: Tensor | None, callback: Callback | None, if_not_finite: str
+    ) -> SamplerResult:
+        """From the first level to the last one."""
+        levels = self._levels(problem)
+        x = self._start(problem, levels[0].sigma, x_init)
+        for level in levels:
+            x = self.step(problem, level, x)
+            if callback is not None:
+                callback(level, x)
+        check_finite(f"the result of {self.name}", x, if_not_finite)
+        return SamplerResult(x, self._status(problem, levels))
 
     def _levels(self, problem: Problem) -> list[Level]:
         """The ladder of every row, with what follows from it."""

@@ -43,7 +43,7 @@ class DDS(Sampler):
         self.eta = eta
 
     def step(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
-        denoised = problem.denoise(x_t, level.sigma)
+        denoised = self._denoised(problem, level, x_t)
         # Without slack: x' is a mean, and an error of it is not hidden, it adds up from level to level.
         x = problem.data_step(problem.backprojection, denoised, level.lam, level.rtol)
         if level.last:
@@ -51,3 +51,7 @@ class DDS(Sampler):
         direction = (x_t - denoised) / per_row(level.sigma, x)
         noise = math.sqrt(1 - self.eta**2) * direction + self.eta * problem.image_noise()
         return x + per_row(level.sigma_next, x) * noise
+
+    def _denoised(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
+        """D(x_t)."""
+        return problem.denoise(x_t, level.sigma)

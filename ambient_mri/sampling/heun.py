@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ambient_mri._checks import AmbientMRIError, PriorError, check_finite, check_positive, require
+from ambient_mri._checks import AmbientMRIError, PriorError, check_positive, require
 from ambient_mri.denoiser import AmbientDenoiser, Denoiser
 from ambient_mri.operators.base import Identity
 from ambient_mri.sampling.base import Callback, Level, Problem, SamplerResult
@@ -98,14 +98,7 @@ class Heun(WithoutDataStep):
         empty = torch.zeros(len(generators), *shape, dtype=dtype, device=generators[0].device)
         noise_std = torch.zeros(len(generators), dtype=empty.real.dtype, device=empty.device)
         problem = Problem(denoiser, Identity(), empty, noise_std, generators, empty, NoDataStep())
-        levels = self._levels(problem)
-        x = self._start(problem, levels[0].sigma, None)
-        for level in levels:
-            x = self.step(problem, level, x)
-            if callback is not None:
-                callback(level, x)
-        check_finite("the sample", x, "Is the prior trained?")
-        return SamplerResult(x, self._status(problem, levels))
+        return self._walk(problem, None, callback, "Is the prior trained?")
 
     def step(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
         sigma, x = self._churned(problem, level, x_t)

@@ -46,7 +46,7 @@ from ambient_mri.sampling.data_step import ConjugateGradientStep, relative_toler
 from ambient_mri.sampling.split_gibbs import SplitGibbs
 from ambient_mri.tensors import keyed_generator, per_row
 
-__all__ = ["SmoothMaps", "calibrationless_coil_maps", "joint_coil_maps"]
+__all__ = ["JointSettings", "SmoothMaps", "calibrationless_coil_maps", "joint_coil_maps"]
 
 # Share of a normalised map's energy in one cosine coefficient, at 0, 1, 2, ... half periods a field of view (longer
 # side): mean over 160 simulated arrays of 4 to 16 coils.
@@ -57,6 +57,23 @@ _START = 3.0
 _MAP_ITERATIONS = 30
 # Without calibration lines: noise of the data, at least, in units of sigma, and fits of the maps to the first image.
 _TEMPER, _FIRST_FITS = 0.1, 3
+
+
+@dataclass(frozen=True)
+class JointSettings:
+    """How maps and image are estimated together.
+
+    Attributes:
+        seed: The chains of a slice are keyed by (seed, slice): the result does not depend on batches.
+        chains: Samples whose mean fit gives the maps.
+        steps: Number of noise levels.
+        sweeps: Alternations of image and maps a level.
+    """
+
+    seed: int = 0
+    chains: int = 4
+    steps: int = 25
+    sweeps: int = 3
 
 
 @dataclass(frozen=True)
@@ -100,20 +117,20 @@ class _JointSplitGibbs(SplitGibbs):
     """Split Gibbs for one slice, whose rows are chains, with the block that updates the maps.
 
     Args:
-        steps: Number of noise levels.
         measurement: The slice; its maps are the start.
+        settings: How long, and with how many chains.
         noise_floor: Noise of the scan; no update goes below.
-        sweeps: Alternations of image and maps a level.
         temper: Noise of the data, at least, in units of sigma; maps then move from the first level on.
     """
 
     def __init__(
-        self, steps: int, measurement: Measurement, *, noise_floor: float, sweeps: int, temper: float = 0.0
+        self, measurement: Measurement, settings: JointSettings, *, noise_floor: float, temper: float = 0.0
     ) -> None:
-        super().__init__(steps, data_step="conjugate_gradient")
+        super().__init__(settings.steps, data_step="conjugate_gradient")
         if measurement.coil_maps is None:
             raise AmbientMRIError("joint estimation starts from coil maps; the measurement has none.")
-        self.measurement, self.noise_floor, self.sweeps, self.temper = measurement, noise_floor, sweeps, temper
+        self.measurement, self.settings = measurement, settings
+        self.noise_floor, self.temper = noise_floor, temper
         self.maps: Tensor = measurement.coil_maps
         self.noise = self.misfit = max(float(measurement.noise_std), noise_floor)
         self.basis = SmoothMaps.of(measurement.image_shape, measurement.num_coils, measurement.y.device)
@@ -124,7 +141,7 @@ class _JointSplitGibbs(SplitGibbs):
         if self.temper > 0:
             self.noise = max(self.noise_floor, self.temper * float(level.sigma.max()))
             problem.noise_std = torch.full_like(problem.noise_std, self.noise)
-        for _ in range(self.sweeps if moving else 1):
+        for _ in range(self.settings.sweeps if moving else 1):
             x = self._image(problem, level, guess)
             if moving:
                 x = self._update(problem, x)
@@ -156,14 +173,7 @@ class _JointSplitGibbs(SplitGibbs):
 
 
 def joint_coil_maps(
-    denoiser: Any,
-    measurement: Measurement,
-    noise_floor: Tensor,
-    *,
-    seed: int = 0,
-    chains: int = 4,
-    steps: int = 25,
-    sweeps: int = 3,
+    denoiser: Any, measurement: Measurement, noise_floor: Tensor, settings: JointSettings | None = None
 ) -> Measurement:
     """Coil maps estimated together with the image, each slice on its own.
 
@@ -172,10 +182,7 @@ def joint_coil_maps(
         measurement: n slices, with the coil maps to start from (ESPIRiT's, or a low-resolution combination) and the
             effective noise level of these maps.
         noise_floor: (n,) noise of the scan itself, in the same units.
-        seed: The chains of a slice are keyed by (seed, slice): the result does not depend on batches.
-        chains: Samples whose mean fit gives the maps.
-        steps: Number of noise levels.
-        sweeps: Alternations of image and maps a level.
+        settings: The defaults when None.
 
     Returns:
         The measurement with new ``coil_maps`` (sum |S|^2 = 1) and ``noise_std``.
@@ -184,44 +191,38 @@ def joint_coil_maps(
         PriorError: If the denoiser is not a clean one.
         AmbientMRIError: If there are no maps to start from.
     """
-    samplers = []
+    samplers, settings = [], settings or JointSettings()
     for i in range(len(measurement)):
-        sampler = _JointSplitGibbs(steps, measurement[i], noise_floor=float(noise_floor[i]), sweeps=sweeps)
-        samplers.append(_run(sampler, denoiser, seed, chains))
+        sampler = _JointSplitGibbs(measurement[i], settings, noise_floor=float(noise_floor[i]))
+        samplers.append(_run(sampler, denoiser))
     return _with_maps(measurement, [s.maps for s in samplers], [s.noise for s in samplers])
 
 
 def calibrationless_coil_maps(
-    denoiser: Any,
-    measurement: Measurement,
-    noise_floor: Tensor,
-    *,
-    seed: int = 0,
-    chains: int = 4,
-    steps: int = 25,
-    sweeps: int = 3,
+    denoiser: Any, measurement: Measurement, noise_floor: Tensor, settings: JointSettings | None = None
 ) -> Measurement:
     """Coil maps of a scan without calibration lines, estimated together with the image (module docstring).
 
     The maps that the measurement brings are not read. Arguments, result and errors are those of
     :func:`joint_coil_maps`; the noise level is the misfit that is left, never less than the noise of the scan.
     """
-    samplers = []
+    samplers, settings = [], settings or JointSettings()
     for i in range(len(measurement)):
         m, floor = measurement[i], float(noise_floor[i])
         m = replace(m, coil_maps=_maps_of_first_image(m))
-        sampler = _JointSplitGibbs(steps, m, noise_floor=floor, sweeps=sweeps, temper=_TEMPER)
+        sampler = _JointSplitGibbs(m, settings, noise_floor=floor, temper=_TEMPER)
         sampler.sigma_min = max(floor / 2, getattr(denoiser, "sd", 0.0) / 100)
-        samplers.append(_run(sampler, denoiser, seed, chains))
+        samplers.append(_run(sampler, denoiser))
     return _with_maps(measurement, [s.maps for s in samplers], [s.misfit for s in samplers])
 
 
-def _run(sampler: _JointSplitGibbs, denoiser: Any, seed: int, chains: int) -> _JointSplitGibbs:
+def _run(sampler: _JointSplitGibbs, denoiser: Any) -> _JointSplitGibbs:
     """The sampler after its chains have run."""
     clean = isinstance(denoiser, Denoiser)
     require(clean, "coil_maps='joint' needs a clean prior: an ambient network cannot be annealed.", PriorError)
-    m = sampler.measurement
-    generators = [keyed_generator("joint maps", seed, m.key[0], k, device=m.y.device) for k in range(chains)]
+    m, settings = sampler.measurement, sampler.settings
+    streams = [("joint maps", settings.seed, m.key[0], k) for k in range(settings.chains)]
+    generators = [keyed_generator(*stream, device=m.y.device) for stream in streams]
     operator = sense(sampler.maps, m.mask, axes=m.axes)
     sampler.sample(denoiser, operator, m.y, sampler.noise, generators=generators)
     return sampler

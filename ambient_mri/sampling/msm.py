@@ -17,7 +17,6 @@ of the step covers take the mean instead of being left out. 3. lam_t with the am
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -27,20 +26,21 @@ from torch import Tensor
 from ambient_mri._checks import require
 from ambient_mri.measurement import Measurement
 from ambient_mri.sampling.ambient import OneScan, ambient_of
-from ambient_mri.sampling.base import Level, Problem, Sampler
-from ambient_mri.tensors import RowGenerators, per_row, rand_rows
+from ambient_mri.sampling.base import Level, Problem
+from ambient_mri.sampling.dds import DDS
+from ambient_mri.tensors import RowGenerators, rand_rows
 
 __all__ = ["MSM", "random_masks"]
 
 
-class MSM(Sampler):
-    """Measurement score model (module docstring).
+class MSM(DDS):
+    """Measurement score model (module docstring): :class:`DDS` with another denoiser.
 
     Args:
         steps: Number of noise levels.
         masks: K, random masks a step, each one evaluation.
         eta: Share of fresh noise, 0 to 1.
-        options: Of :class:`Sampler`.
+        options: Of :class:`~ambient_mri.sampling.base.Sampler`.
     """
 
     name: ClassVar[str] = "msm"
@@ -51,21 +51,11 @@ class MSM(Sampler):
     )
 
     def __init__(self, steps: int = 50, *, masks: int = 4, eta: float = 0.85, **options: Any) -> None:
-        super().__init__(steps, **options)
+        super().__init__(steps, eta=eta, **options)
         require(masks >= 1, f"masks must be at least 1; got {masks}.")
-        require(0 <= eta <= 1, f"eta must lie between 0 and 1; got {eta}.")
-        self.masks, self.eta = masks, eta
+        self.masks = masks
 
-    def step(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
-        denoised = self._denoise(problem, level, x_t)
-        x = problem.data_step(problem.backprojection, denoised, level.lam, level.rtol)
-        if level.last:
-            return x
-        direction = (x_t - denoised) / per_row(level.sigma, x)
-        noise = math.sqrt(1 - self.eta**2) * direction + self.eta * problem.image_noise()
-        return x + per_row(level.sigma_next, x) * noise
-
-    def _denoise(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
+    def _denoised(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
         """D of the module docstring."""
         ambient = ambient_of(self, problem)
         m, corruption = ambient.measurement, ambient.corruption

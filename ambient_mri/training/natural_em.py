@@ -24,13 +24,10 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ambient_mri._files import write_atomically
 from ambient_mri.corruption import AdditiveNoise, ImageCorruption
@@ -44,8 +41,9 @@ from ambient_mri.tensors import keyed_generator, per_row, randn_like_rows
 from ambient_mri.training.assess import Assessment, Settings
 from ambient_mri.training.estimates import evenly_spaced
 from ambient_mri.training.natural import CorruptedImages
+from ambient_mri.training.shared_work import SharedWork
 
-__all__ = ["ImageRestoration", "assess_images", "restore_rows"]
+__all__ = ["assess_images", "restoration", "restore_rows"]
 
 _IMAGES_A_FILE = 256
 # a of the split of noisy data: the part that is restored is 12 % noisier than y.
@@ -84,8 +82,10 @@ def _solve(
     return sampler.sample(denoiser, forward, m.y, m.noise_std, generators=generators).x
 
 
-class ImageRestoration(pl.LightningModule):
-    """What ``Trainer.predict`` runs: each step restores the images of one file and writes it.
+def restoration(
+    prior: Prior, sampler: Sampler, seed: int, data: Sequence[CorruptedImages], *, folder: Path, batch_size: int
+) -> SharedWork:
+    """The E-step on images: each file holds the restorations of some of them.
 
     Args:
         prior: See :func:`restore_rows`, as are the next two.
@@ -95,45 +95,22 @@ class ImageRestoration(pl.LightningModule):
         folder: Where the files go.
         batch_size: Images at a time.
     """
+    items = [(part, i) for part in data for i in range(len(part))]
+    groups = [items[start : start + _IMAGES_A_FILE] for start in range(0, len(items), _IMAGES_A_FILE)]
+    files = [folder / f"images_{index:05d}.npz" for index in range(len(groups))]
 
-    def __init__(
-        self, prior: Prior, sampler: Sampler, seed: int, data: Sequence[CorruptedImages], folder: Path, batch_size: int
-    ) -> None:
-        super().__init__()
-        self.prior, self.sampler, self.seed = prior, sampler, seed
-        self.model, self.folder, self.images_at_a_time = prior.model, folder, batch_size
-        self.corruption = data[0].corruption
-        self._items = [(part, i) for part in data for i in range(len(part))]
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """The numbers of this process's files."""
-        files = -(-len(self._items) // _IMAGES_A_FILE)
-        mine = range(self.trainer.global_rank, files, self.trainer.world_size)
-        return DataLoader(list(mine), batch_size=None)  # type: ignore[arg-type]
-
-    def predict_step(self, index: int, batch_idx: int) -> str:
-        """Restore and write one file; its name."""
-        target = self.folder / f"images_{index:05d}.npz"
-        if target.is_file():
-            return target.name
-        items = self._items[index * _IMAGES_A_FILE : (index + 1) * _IMAGES_A_FILE]
+    def make(index: int, device: torch.device) -> None:
         found = []
-        for start in range(0, len(items), self.images_at_a_time):
-            rows = [part[i] for part, i in items[start : start + self.images_at_a_time]]
-            m = Measurement.collate(rows).to(self.device)
-            found.append(restore_rows(self.prior, m, self.corruption, self.sampler, self.seed).cpu())
+        for start in range(0, len(groups[index]), batch_size):
+            rows = [part[i] for part, i in groups[index][start : start + batch_size]]
+            m = Measurement.collate(rows).to(device)
+            found.append(restore_rows(prior, m, data[0].corruption, sampler, seed).cpu())
         content = io.BytesIO()
-        numbers = np.array([part.numbers[i] for part, i in items])
+        numbers = np.array([part.numbers[i] for part, i in groups[index]])
         np.savez(content, images=torch.cat(found).float().numpy(), numbers=numbers)
-        write_atomically(target, content.getvalue())
-        return target.name
+        write_atomically(files[index], content.getvalue())
 
-    def on_predict_end(self) -> None:
-        """Every process goes on when the last file is written."""
-        self.trainer.strategy.barrier("e-step")
+    return SharedWork("E-step", files, make, [prior.model])
 
 
 @torch.no_grad()

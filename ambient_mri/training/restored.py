@@ -25,7 +25,7 @@ class RestoredImages(ImageDataset):
     """Images that an E-step wrote, in memory, (1, c, H, W) an item.
 
     Args:
-        folder: Of an :class:`~ambient_mri.training.natural_em.ImageRestoration`.
+        folder: Of a :func:`~ambient_mri.training.natural_em.restoration`.
         numbers: The images that are wanted, in this order.
         name: Of the set, for the keys.
 

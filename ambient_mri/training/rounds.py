@@ -22,16 +22,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities import rank_zero_only
 
 from ambient_mri._checks import AmbientMRIError, check_option, require
 from ambient_mri.data.datasets import ImageDataset
@@ -45,10 +42,11 @@ from ambient_mri.training.em import METHODS, claim
 from ambient_mri.training.estep import by_method, by_prior
 from ambient_mri.training.export import find_prior
 from ambient_mri.training.natural import ImageFolder, ImageSplit
-from ambient_mri.training.natural_em import ImageRestoration, assess_images
+from ambient_mri.training.natural_em import assess_images, restoration
 from ambient_mri.training.provenance import write_json
-from ambient_mri.training.run import EXPECTED_WARNINGS, IDENTITY, check_same_run, train
+from ambient_mri.training.run import IDENTITY, check_same_run, train
 from ambient_mri.training.setup import build, check_devices, record_scans, require_chain, scan_set
+from ambient_mri.training.shared_work import is_first, share
 from ambient_mri.training.sources import ScanSet
 
 __all__ = ["expectation_maximisation", "stop_reason"]
@@ -131,7 +129,7 @@ def _open(cfg: DictConfig, run_dir: Path) -> None:
     known = f"{run_dir} holds a run already: choose another run_dir, or resume=true to go on with it."
     require(bool(cfg.resume) or not begun, known)
     run_dir.mkdir(parents=True, exist_ok=True)
-    if _is_first():
+    if is_first():
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
 
 
@@ -154,7 +152,7 @@ def _round(
     images.mkdir(parents=True, exist_ok=True)
     prior = None if previous is None else load_prior(previous)
     _e_step(cfg, scans, prior, images, number)
-    if _is_first() and isinstance(scans, ScanSet):
+    if is_first() and isinstance(scans, ScanSet):
         record_scans(scans.with_references(images.resolve()), folder)
     _wait()
     log.info("round %d: M-step, %d steps", number, cfg.trainer.max_steps)
@@ -167,7 +165,6 @@ def _e_step(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior | None, i
     seed = cfg.seed + number
     batch_size = cfg.em.batch_size
     files = [*scans.train, *scans.val[: cfg.em.assess.val_volumes]] if isinstance(scans, ScanSet) else []
-    step: pl.LightningModule
     if prior is None:
         step = by_method(cfg.em.first, files, images, batch_size=batch_size)
         card: dict[str, Any] = {"method": cfg.em.first}
@@ -177,10 +174,10 @@ def _e_step(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior | None, i
             step = by_prior(prior, sampler, seed, files, images, batch_size=batch_size)
         else:
             parts = scans.corrupted_parts(build(cfg.corruption), held_out=cfg.loader.val_items)
-            step = ImageRestoration(prior, sampler, seed, parts, images, batch_size)
+            step = restoration(prior, sampler, seed, parts, folder=images, batch_size=batch_size)
         card = {"method": sampler.name, "steps": sampler.steps, "sigma_max": sampler.sigma_max, "seed": seed}
         card["weights"] = _digest(prior)
-    if _is_first():
+    if is_first():
         claim(images, card)
         own = draw_of(scans.manifest)
         before = [] if prior is None else draws_of_card(prior.metadata)
@@ -188,11 +185,7 @@ def _e_step(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior | None, i
     what = f"{len(files)} volumes" if isinstance(scans, ScanSet) else f"{len(scans.images.train)} images"
     log.info("round %d: E-step by %s, %s", number, card["method"], what)
     settings = {**_plain(cfg.trainer), "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    with warnings.catch_warnings():
-        for message in EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
-        trainer: pl.Trainer = build(settings)
-        trainer.predict(step, return_predictions=False)
+    share(step, build(settings))
 
 
 def _sampler(cfg: DictConfig, prior: Prior) -> Sampler:
@@ -221,7 +214,7 @@ def _m_step(cfg: DictConfig, folder: Path, previous: str | Path | None, prior: P
 def _assess(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior, run_dir: Path, number: int) -> None:
     """Write ``round_<number>.json`` and its picture, in the first process; the others wait."""
     target = run_dir / f"round_{number}.json"
-    if _is_first() and not target.is_file():
+    if is_first() and not target.is_file():
         prior.to("cuda" if cfg.trainer.accelerator == "gpu" and torch.cuda.is_available() else "cpu")
         found = _held_out(cfg, scans, prior)
         title = f"held-out scans, round {number}"
@@ -248,7 +241,7 @@ def _held_out(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior) -> Ass
 def _publish(history: Sequence[dict[str, Any]], run_dir: Path) -> Path:
     """Export the prior of the round that predicts held-out lines best."""
     best = min(history, key=lambda h: h["held_out_error"])["round"]
-    if _is_first():
+    if is_first():
         prior = load_prior(run_dir / f"round_{best}" / "prior")
         prior.name, prior.metadata["em_round"] = run_dir.resolve().name, best
         prior.save(run_dir / "prior")
@@ -272,11 +265,6 @@ def _digest(prior: Prior) -> str:
         found.update(name.encode())
         found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()[:16]
-
-
-def _is_first() -> bool:
-    """Whether this is the first process of the run, or the only one."""
-    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def _wait() -> None:

@@ -34,8 +34,9 @@ from ambient_mri.training.module import TrainingModule
 from ambient_mri.training.natural import ImageSplit
 from ambient_mri.training.provenance import provenance, write_json
 from ambient_mri.training.setup import Setup, architecture, build, check_devices, require_chain, set_up
+from ambient_mri.training.shared_work import EXPECTED_WARNINGS
 
-__all__ = ["EXPECTED_WARNINGS", "IDENTITY", "check_same_run", "train"]
+__all__ = ["IDENTITY", "check_same_run", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +47,10 @@ _PLACES = ("root", "cache", "split", "workers")
 # A class that moved to another module still gives the same scans; scans.json holds them.
 _NOT_IDENTITY = ("data._target_",)
 # Lightning's advice that does not apply here, and why.
-EXPECTED_WARNINGS = (
-    ".*does not have many workers.*",  # volumes are in memory
+_EXPECTED_WARNINGS = (
+    *EXPECTED_WARNINGS,
     "Checkpoint directory .* exists and is not empty.*",  # that is what resuming means
-    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",  # between Lightning and torch
     "The number of training batches .* is smaller than the logging interval.*",  # a short run
-    "Total length of `list` across ranks is zero.*",  # no held-out scans
-    "GPU available but not used.*",  # trainer=cpu was asked for
 )
 
 
@@ -84,7 +82,7 @@ def train(cfg: DictConfig) -> Path:
     export = _Exporter(plan, _metadata(cfg, setup, card), run_dir / "prior", cfg.loader.batch_size, held_out)
     trainer = _trainer(cfg, run_dir, setup, export)
     with warnings.catch_warnings():
-        for message in EXPECTED_WARNINGS:
+        for message in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
         try:
             trainer.fit(module, setup.data, ckpt_path=checkpoint, weights_only=True)

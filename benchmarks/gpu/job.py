@@ -28,9 +28,10 @@ from ambient_mri.masks import SamplingLaw
 from ambient_mri.prior import load_prior
 from ambient_mri.report.records import machine, versions
 from ambient_mri.train import compose
+from ambient_mri.training.draws import Draw, draw_of
 from ambient_mri.training.estimates import evenly_spaced, image_energy
 from ambient_mri.training.provenance import write_json
-from ambient_mri.training.setup import build
+from ambient_mri.training.setup import build, require_chain
 
 __all__ = ["ACCELERATIONS", "Job"]
 
@@ -140,6 +141,7 @@ class Job:
             "settings": source.settings(),
             "seed": source.seed,
             "mask_per": source.mask_per,
+            "draw": source.draw(law).plain(),
         }
         write_json(done, manifest)
         return True
@@ -149,7 +151,7 @@ class Job:
         folder = self.state / "stages" / name
         if (folder / "done.json").is_file():
             return True
-        o = self.options
+        o, chain = self.options, self.chain(name)
         minutes = o.stage_minutes or MINUTES.get(name, 4.0) * (0.01 if o.tiny else 1.0)
         found = self._materials(name)
         # A stage that is cut short by the end of a command pays its start twice: better to begin it in the next one.
@@ -168,8 +170,7 @@ class Job:
             lr=o.lr * (0.5 if name.startswith("em") else 1.0),
             compiled=self._compiled(architecture, found),
         )
-        manifest = json.loads((self.state / "data" / "done.json").read_text())
-        metadata = card_of(cfg, manifest) | {"stage": name}
+        metadata = card_of(cfg, self._manifest(), chain) | {"stage": name}
         revision = o.data / "revision.txt"
         if metadata["git"] == "unknown" and revision.is_file():
             metadata["git"] = revision.read_text()
@@ -183,8 +184,19 @@ class Job:
             references=found.references,
         )
 
+    def chain(self, name: str) -> list[Draw]:
+        """The draws that a stage learns from, those of its start among them.
+
+        Raises:
+            AmbientMRIError: If its start has seen another draw of the same subjects.
+        """
+        cfg, start = self._config_of(name), self._start_of(name)
+        cfg.init = None if start is None else str(start)
+        return require_chain(cfg, draw_of(self._manifest()), self.state / "stages" / name)
+
     def expectation(self, name: str) -> list[ResidentImages] | None:
         """E-step of a round of EM over training and held-out scans; None where time ran out."""
+        self.chain(name)
         number = int(name.removeprefix("em"))
         before = self.state / "stages" / ("ambient" if number == 1 else f"em{number - 1}") / "prior"
         prior = load_prior(before, device=self.device)
@@ -298,6 +310,10 @@ class Job:
             lines.append(f"{stage.name:12}{done:12}{made['steps']:>8} of {made['planned_steps']} steps   {rate}")
         lines += [p.read_text() for p in sorted(self.state.glob("records/*.md"))]
         return "\n".join(lines)
+
+    def _manifest(self) -> dict[str, Any]:
+        """What :meth:`simulate` made."""
+        return dict(json.loads((self.state / "data" / "done.json").read_text()))
 
     def _config_of(self, name: str) -> DictConfig:
         return self.config("ambient" if name == "ambient" else "supervised")

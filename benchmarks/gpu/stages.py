@@ -16,7 +16,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from ambient_mri.prior import Prior, build_model, load_prior
 from ambient_mri.sampling import make_sampler
 from ambient_mri.tensors import keyed_generator
 from ambient_mri.training import callbacks as cb
+from ambient_mri.training.draws import Draw, second_draws
 from ambient_mri.training.em import reconstruct_rows
 from ambient_mri.training.error_curve import error_curve
 from ambient_mri.training.export import export_prior, newest_checkpoint, warm_start
@@ -353,9 +354,15 @@ def expectation(
     return ResidentImages(torch.cat(parts), scans.key)
 
 
-def card_of(cfg: DictConfig, manifest: dict[str, Any]) -> dict[str, Any]:
-    """What a prior's card says beside its architecture."""
-    card = provenance(cfg.seed, manifest)
+def card_of(cfg: DictConfig, manifest: dict[str, Any], chain: Sequence[Draw]) -> dict[str, Any]:
+    """What a prior's card says beside its architecture.
+
+    Args:
+        cfg: The package's configuration.
+        manifest: Of the scans.
+        chain: Every draw that the stage and its start learn from.
+    """
+    card, second = provenance(cfg.seed, {k: v for k, v in manifest.items() if k != "draw"}), second_draws(chain)
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
     for name in ("run_dir", "init", "resume", "hydra"):
         settings.pop(name, None)
@@ -365,10 +372,12 @@ def card_of(cfg: DictConfig, manifest: dict[str, Any]) -> dict[str, Any]:
         "sampling_law": manifest["sampling_law"],
         "scale_rule": "ambient_mri.data.normalize.measured_scale: one per volume, from the measured central core",
         "noise_std": manifest.get("noise_std"),
-        "data": manifest,
+        "data": card["data"],
         "licence": manifest.get("licence", ""),
         "simulated": True,
         "training": settings,
+        "draws": [draw.plain() for draw in chain],
+        **({"allow_second_draw": True, "second_draws": second} if second else {}),
         **{k: card[k] for k in ("git", "versions", "machine", "created", "seed")},
     }
 

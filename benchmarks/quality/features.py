@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from feature_training import trained_once
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -64,24 +65,15 @@ def feature_space(images: Tensor, path: Path, *, steps: int, seed: int = 0, devi
         seed: Of weights and batches.
         device: Where it is trained.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Autoencoder(int(images.shape[-1]))
-    if path.is_file():
-        model.load_state_dict(torch.load(path, weights_only=True))
-        return model.to(device).eval()
-    model.to(device)
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for step in range(steps):
+
+    def loss(model: Autoencoder, step: int) -> Tensor:
         generator = keyed_generator(seed, "features", step)
         batch = images[torch.randint(len(images), (32,), generator=generator)].abs()
         shift = torch.randint(-4, 5, (2,), generator=generator).tolist()
         flips = [axis for axis in (-2, -1) if torch.rand(1, generator=generator) < 0.5]
         batch = batch.roll(shift, dims=(-2, -1)).flip(flips).to(device)
-        loss = functional.mse_loss(model(batch), batch)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(model.cpu().state_dict(), path)
-    return model.to(device).eval()
+        return functional.mse_loss(model(batch), batch)
+
+    make = lambda: Autoencoder(int(images.shape[-1]))  # noqa: E731
+    adam = lambda model: torch.optim.Adam(model.parameters(), lr=1e-3)  # noqa: E731
+    return trained_once(make, loss, path, steps=steps, optimiser=adam, seed=seed, device=device)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from feature_training import trained_once
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -67,26 +68,21 @@ def trained_classifier(images: Tensor, labels: Tensor, path: Path, *, steps: int
         steps: Batches of 64.
         device: Where it is trained.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = Classifier(images.shape[1], int(labels.max()) + 1)
-    if path.is_file():
-        model.load_state_dict(torch.load(path, weights_only=True))
-        return model.to(device).eval()
-    model.to(device)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for step in range(steps):
+
+    def loss(model: Classifier, step: int) -> Tensor:
         generator = keyed_generator("classifier", step)
         rows = torch.randint(len(images), (64,), generator=generator)
         batch, shift = images[rows], torch.randint(-3, 4, (2,), generator=generator).tolist()
         batch = batch.roll(shift, dims=(-2, -1))
         batch = batch.flip(-1) if torch.rand(1, generator=generator) < 0.5 else batch
-        loss = functional.cross_entropy(model(batch.to(device)), labels[rows].to(device))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(model.cpu().state_dict(), path)
-    return model.to(device).eval()
+        return functional.cross_entropy(model(batch.to(device)), labels[rows].to(device))
+
+    return trained_once(
+        lambda: Classifier(images.shape[1], int(labels.max()) + 1),
+        loss,
+        path,
+        steps=steps,
+        optimiser=lambda model: torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05),
+        schedule=lambda optimiser: torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps),
+        device=device,
+    )

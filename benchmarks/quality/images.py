@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from image_baselines import candidates
 from image_features import DIMENSION, Classifier, trained_classifier
 from images_plan import BUDGETS, CASES, Budget, Case, source
-from training_runs import arguments_of, parser_of, say, train_once
+from training_runs import TrainedEvaluation, arguments_of, parser_of, say, train_once
 
 from ambient_mri import metrics
 from ambient_mri.data.natural_images import NaturalImages, load_natural_images
@@ -40,7 +40,7 @@ from ambient_mri.denoiser import ConditionalDenoiser
 from ambient_mri.measurement import Measurement
 from ambient_mri.prior import Prior, load_prior
 from ambient_mri.report.images import image_rows
-from ambient_mri.report.records import append_records, read_records
+from ambient_mri.report.records import read_records
 from ambient_mri.report.tables import markdown_table
 from ambient_mri.sampling import make_sampler
 from ambient_mri.sampling.ambient_generation import AmbientGeneration
@@ -58,20 +58,14 @@ DEFINITIONS = {
 }
 
 
-class Evaluation:
-    """Trains, scores, and keeps the records; what they hold is not done again.
+class Evaluation(TrainedEvaluation[Budget]):
+    """Trains and scores; arguments as :class:`TrainedEvaluation`."""
 
-    Args:
-        name: Of the budget.
-        budget: The sizes.
-        out: Where everything goes.
-        command: For the records.
-    """
+    benchmark, definitions = BENCHMARK, DEFINITIONS
 
     def __init__(self, name: str, budget: Budget, out: Path, command: str) -> None:
-        self.name, self.budget, self.out, self.command = name, budget, out, command
-        self.path, self.file = out / f"{BENCHMARK}.json", source(name, out)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        super().__init__(name, budget, out, command)
+        self.file = source(name, out)
         self.images: NaturalImages = load_natural_images(self.file)
         with np.load(self.file) as stored:
             self.labels = torch.from_numpy(stored["labels"].astype(np.int64))
@@ -80,19 +74,15 @@ class Evaluation:
     def stack(self, numbers: tuple[int, ...]) -> Tensor:
         return torch.cat([self.images.image(n) for n in numbers])
 
-    def append(self, rows: list[dict[str, Any]]) -> None:
-        settings = {
-            "budget": {"name": self.name, **asdict(self.budget)},
+    def settings(self) -> dict[str, Any]:
+        """What was held fixed."""
+        return {
             "data": f"{len(self.images.train)} training and {len(self.images.val)} held-out images of "
             + ("CIFAR-10" if self.file.parent != self.out else "patches of scikit-image's pictures"),
             "range": "[-1, 1]; noise_std is in these units, without clipping",
             "baselines": "settings: the best of a grid by mean PSNR, references in hand",
             "frechet": f"{DIMENSION} features of a classifier trained on the labels of the clean training images",
         }
-        append_records(self.path, BENCHMARK, self.command, settings, definitions=DEFINITIONS, rows=rows)
-
-    def done(self, **factors: Any) -> bool:
-        return self.path.is_file() and read_records(self.path).has(**factors)
 
     def train(self, run: str, overrides: list[str], steps: int) -> Prior:
         """A run in a process of its own, where it is not finished."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,14 @@ from prior_evaluation import (
     unconditional_samples,
 )
 from priors_plan import BUDGETS, Budget, Run, acs_lines, data_overrides, data_root, first_run, plan
-from training_runs import arguments_of, finished, parser_of, say, train_once
+from training_runs import TrainedEvaluation, arguments_of, finished, parser_of, say, train_once
 
 from ambient_mri import metrics
 from ambient_mri.data.datasets import ImageDataset
 from ambient_mri.denoiser import Denoiser
 from ambient_mri.prior import Prior, load_prior
 from ambient_mri.report.plots import curve_figure, sample_sheet
-from ambient_mri.report.records import append_records, read_records
+from ambient_mri.report.records import read_records
 from ambient_mri.report.tables import markdown_table
 from ambient_mri.train import compose
 from ambient_mri.training.setup import build
@@ -82,27 +82,19 @@ def train(run: Run, budget: Budget, out: Path) -> bool:
     return train_once(folder, overrides)
 
 
-class Evaluation:
-    """Scores priors and baselines, and keeps the records; what they hold is not measured again.
+class Evaluation(TrainedEvaluation[Budget]):
+    """Scores priors and baselines; arguments as :class:`TrainedEvaluation`."""
 
-    Args:
-        name: Of the budget.
-        budget: The sizes.
-        out: Where records go.
-        command: For the records.
-    """
+    benchmark = BENCHMARK
 
     def __init__(self, name: str, budget: Budget, out: Path, command: str) -> None:
-        self.name, self.budget, self.out, self.command = name, budget, out, command
-        self.path = out / f"{BENCHMARK}.json"
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        super().__init__(name, budget, out, command)
         self._cases: dict[tuple[int, float], HeldOut] = {}
 
     def settings(self) -> dict[str, Any]:
         """What was held fixed."""
         root = data_root(self.budget)
         return {
-            "budget": {"name": self.name, **asdict(self.budget)},
             "data": f"simulated k-space of {'images/brain_*' if root else 'procedural phantoms'}; split by subject",
             "coil_maps": "those of the simulation, the same for every method",
             "images_seen": "of the whole chain, counted in the run folders: of EM its ambient run and every M-step",
@@ -110,13 +102,6 @@ class Evaluation:
             "adps": "as published, and adps_fixed; l of 1, 3, 10, 30 by PSNR on other subjects, with references",
             "frechet": f"features of benchmarks/quality/features.py, {DIMENSION} numbers; magnitude images",
         }
-
-    def append(self, rows: list[dict[str, Any]]) -> None:
-        append_records(self.path, BENCHMARK, self.command, self.settings(), rows=rows)
-
-    def done(self, **factors: Any) -> bool:
-        """Whether the records hold a row with these factors."""
-        return self.path.is_file() and read_records(self.path).has(**factors)
 
     def scans(self, acceleration: int, noise_std: float, *, train_volumes: bool = False) -> ScanSet:
         """Held-out scans (of no training volume, unless asked for)."""

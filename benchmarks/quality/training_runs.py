@@ -1,4 +1,4 @@
-"""Trainings of a benchmark, each ``python -m ambient_mri.train`` in a process of its own, and what they run with."""
+"""Trainings of a benchmark, each ``python -m ambient_mri.train`` in a process of its own, and the records of them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,51 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
-__all__ = ["arguments_of", "finished", "parser_of", "say", "train_once"]
+import torch
+
+from ambient_mri.report.records import append_records, read_records
+
+__all__ = ["TrainedEvaluation", "arguments_of", "finished", "parser_of", "say", "train_once"]
+
+Budget = TypeVar("Budget")
+
+
+class TrainedEvaluation(ABC, Generic[Budget]):
+    """Scores what was trained, and keeps the records; what they hold is not measured again.
+
+    Args:
+        name: Of the budget.
+        budget: The sizes, a dataclass.
+        out: Where everything goes.
+        command: For the records.
+    """
+
+    benchmark: str
+    definitions: Mapping[str, str] | None = None
+
+    def __init__(self, name: str, budget: Budget, out: Path, command: str) -> None:
+        self.name, self.budget, self.out, self.command = name, budget, out, command
+        self.path = out / f"{self.benchmark}.json"
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What was held fixed, apart from the budget."""
+
+    def append(self, rows: list[dict[str, Any]]) -> None:
+        """Add rows to the records."""
+        settings = {"budget": {"name": self.name, **asdict(self.budget)}, **self.settings()}  # type: ignore[call-overload]
+        append_records(self.path, self.benchmark, self.command, settings, definitions=self.definitions, rows=rows)
+
+    def done(self, **factors: Any) -> bool:
+        """Whether the records hold a row with these factors."""
+        return self.path.is_file() and read_records(self.path).has(**factors)
 
 
 def finished(folder: Path) -> bool:

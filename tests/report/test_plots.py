@@ -10,6 +10,8 @@ import torch
 from matplotlib.image import imread
 
 from ambient_mri._checks import AmbientMRIError
+from ambient_mri.reconstruct import Reconstruction
+from ambient_mri.report import plots
 from ambient_mri.report.plots import curve_figure, reconstruction_figure, sample_sheet
 
 BLUE = np.array([59, 130, 246]) / 255
@@ -53,6 +55,31 @@ def test_with_everything(image: np.ndarray, tmp_path: Path) -> None:
     assert 4 * 320 < width < 4 * 320 + 60 and 2 * 256 < height < 2 * 256 + 240
     single = reconstruction_figure(panels, tmp_path / "g.png", mask=mask)
     assert imread(single).shape[0] < 256 + 130
+
+
+def test_the_acceleration_above_a_mask_is_the_scans(
+    image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second of 40 lines, in a matrix that is zero padded to 80: R = 2, where the whole matrix counts 4."""
+    mask = np.zeros((1, 1, 1, 80), dtype=bool)
+    mask[..., 20:60:2] = True
+    drawn: list[str] = []
+    draw = plots._draw
+
+    def spied(rows: list[list[plots._Cell]], *rest: object) -> Path:
+        drawn.extend(line for row in rows for cell in row for line in cell.lines if "R = " in line)
+        return draw(rows, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(plots, "_draw", spied)
+    x = image[None].astype(np.complex64)
+    result = Reconstruction(
+        x, None, x[:, None], np.ones(1), x, mask, np.zeros_like(image[None]), 1.0, np.ones(1), image.shape,
+        settings={"acceleration": 2.0, "slices": [0]},
+    )  # fmt: skip
+    result.figure(tmp_path / "f.png")
+    reconstruction_figure({"x": image}, tmp_path / "g.png", mask=mask, acceleration=2.0, reference=image)
+    reconstruction_figure({"x": image}, tmp_path / "h.png", mask=mask)
+    assert drawn == ["R = 2.0", "Mask, R = 2.0", "R = 4.0"]
 
 
 def test_non_finite_values_are_seen_and_harm_nothing(image: np.ndarray, tmp_path: Path) -> None:

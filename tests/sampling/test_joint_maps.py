@@ -16,7 +16,7 @@ from ambient_mri.masks import RandomLines
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators.fourier import fft
 from ambient_mri.sampling import joint_maps
-from ambient_mri.sampling.joint_maps import SmoothMaps, calibrationless_coil_maps, joint_coil_maps
+from ambient_mri.sampling.joint_maps import JointSettings, SmoothMaps, calibrationless_coil_maps, joint_coil_maps
 from ambient_mri.tensors import complex_randn, keyed_generator
 
 SIZE, COILS, NOISE = 32, 6, 0.005
@@ -94,7 +94,7 @@ def test_poor_maps_become_better_and_the_noise_level_follows(world: tuple[Measur
     poor = maps + 0.6 * true_maps((SIZE, SIZE), COILS, key=1)
     poor = poor / poor.norm(dim=1, keepdim=True)
     start = replace(m, coil_maps=poor, noise_std=torch.tensor([0.1]))
-    found = joint_coil_maps(denoiser(image), start, torch.tensor([NOISE]), steps=12)
+    found = joint_coil_maps(denoiser(image), start, torch.tensor([NOISE]), JointSettings(steps=12))
     assert found.coil_maps is not None
     before, after = agreement(poor, maps, image), agreement(found.coil_maps, maps, image)
     assert 1 - after < 0.35 * (1 - before)
@@ -104,7 +104,7 @@ def test_poor_maps_become_better_and_the_noise_level_follows(world: tuple[Measur
 
 def test_exact_maps_stay_good(world: tuple[Measurement, Tensor, Tensor]) -> None:
     m, image, maps = world
-    found = joint_coil_maps(denoiser(image), m, torch.tensor([NOISE]), steps=12)
+    found = joint_coil_maps(denoiser(image), m, torch.tensor([NOISE]), JointSettings(steps=12))
     assert found.coil_maps is not None
     assert agreement(found.coil_maps, maps, image) > 0.995
 
@@ -123,7 +123,7 @@ def test_without_calibration_lines_the_prior_finds_the_maps(world: tuple[Measure
     m, image, maps = world
     blind = without_calibration(m, image, maps, step=2)
     assert not bool(blind.mask[..., SIZE // 2])
-    found = calibrationless_coil_maps(denoiser(image), blind, torch.tensor([NOISE]), steps=12)
+    found = calibrationless_coil_maps(denoiser(image), blind, torch.tensor([NOISE]), JointSettings(steps=12))
     assert found.coil_maps is not None and blind.coil_maps is not None
     before, after = agreement(blind.coil_maps, maps, image), agreement(found.coil_maps, maps, image)
     assert before < 0.75
@@ -135,9 +135,9 @@ def test_without_calibration_lines_the_prior_finds_the_maps(world: tuple[Measure
 def test_without_calibration_lines_given_maps_are_not_read(world: tuple[Measurement, Tensor, Tensor]) -> None:
     m, image, maps = world
     blind = without_calibration(m, image, maps, step=2)
-    floor = torch.tensor([NOISE])
+    floor, short = torch.tensor([NOISE]), JointSettings(steps=2, chains=2)
     found = [
-        calibrationless_coil_maps(denoiser(image), replace(blind, coil_maps=start), floor, steps=2, chains=2).coil_maps
+        calibrationless_coil_maps(denoiser(image), replace(blind, coil_maps=start), floor, short).coil_maps
         for start in (maps, blind.coil_maps)
     ]
     torch.testing.assert_close(found[0], found[1])
@@ -149,8 +149,8 @@ def test_a_slice_does_not_depend_on_its_neighbours_or_on_hybrid_space(
     m, image, _ = world
     two = Measurement.collate([m, replace(m, y=0.9 * m.y, key=("1",))])
     floor = torch.full((2,), NOISE)
-    together = joint_coil_maps(denoiser(image), two.cancel_readout(), floor, steps=4, chains=2)
-    alone = joint_coil_maps(denoiser(image), two[1].cancel_readout(), floor[:1], steps=4, chains=2)
+    together = joint_coil_maps(denoiser(image), two.cancel_readout(), floor, JointSettings(steps=4, chains=2))
+    alone = joint_coil_maps(denoiser(image), two[1].cancel_readout(), floor[:1], JointSettings(steps=4, chains=2))
     assert together.coil_maps is not None and alone.coil_maps is not None
     torch.testing.assert_close(together.coil_maps[1:], alone.coil_maps)
     torch.testing.assert_close(together.noise_std[1:], alone.noise_std)

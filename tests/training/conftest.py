@@ -1,4 +1,4 @@
-"""Small prepared scans with known images, on disk."""
+"""Small prepared scans with known images, on disk, and a run on them."""
 
 from __future__ import annotations
 
@@ -68,3 +68,15 @@ def scan_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         keys = [f"v{i}/{k}" for k in range(len(scan))]
         write_images(root / "references" / f"v{i}.h5", images, keys, scale=scan.scale)
     return root
+
+
+@pytest.fixture(scope="session")
+def ambient_run(scan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a small ambient network on these scans."""
+    from ambient_mri.train import compose
+    from ambient_mri.training.run import train
+    from tests.training.test_run import arguments
+
+    run_dir = tmp_path_factory.mktemp("ambient")
+    train(compose(arguments(scan_folder, run_dir, "trainer.val_check_interval=4")))
+    return run_dir

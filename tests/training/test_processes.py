@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from ambient_mri.data.datasets import read_images
 from ambient_mri.train import compose
 from ambient_mri.training.rounds import expectation_maximisation
-from ambient_mri.training.run import train
 from tests.training.test_run import arguments
 
 DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.log_every_n_steps=1")
@@ -34,19 +33,12 @@ def command(*overrides: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def ambient(scan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("ambient")
-    train(compose(arguments(scan_folder, run_dir, "trainer.val_check_interval=4")))
-    return run_dir
-
-
 @pytest.mark.slow
-def test_two_rounds_of_em(scan_folder: Path, ambient: Path, tmp_path: Path) -> None:
+def test_two_rounds_of_em(scan_folder: Path, ambient_run: Path, tmp_path: Path) -> None:
     """Two E-steps and two M-steps: the processes are started once and meet four times."""
     one, two = tmp_path / "one", tmp_path / "two"
-    expectation_maximisation(compose([*arguments(scan_folder, one), *EM, f"init={ambient}"]))
-    done = command(*arguments(scan_folder, two, *DDP), *EM, f"init={ambient}")
+    expectation_maximisation(compose([*arguments(scan_folder, one), *EM, f"init={ambient_run}"]))
+    done = command(*arguments(scan_folder, two, *DDP), *EM, f"init={ambient_run}")
     assert done.returncode == 0, done.stderr[-3000:]
     for k in (1, 2):
         files = sorted((one / f"round_{k}" / "reconstructions").glob("*.h5"))

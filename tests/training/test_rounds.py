@@ -22,20 +22,12 @@ from ambient_mri.train import compose
 from ambient_mri.training import em
 from ambient_mri.training.module import TrainingModule
 from ambient_mri.training.rounds import expectation_maximisation, stop_reason
-from ambient_mri.training.run import train
 from tests.training.test_run import arguments
 
 EM = (
     "objective=em", "em.steps=3", "em.assess.slices=2", "em.assess.samples=2", "em.batch_size=3",
     "trainer.val_check_interval=4", "checkpoint_every=2", "em.min_improvement=null",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def ambient_run(scan_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("ambient")
-    train(compose(arguments(scan_folder, run_dir, "trainer.val_check_interval=4")))
-    return run_dir
 
 
 def rounds(scans: Path, run_dir: Path, *overrides: str) -> Path:
