@@ -8,7 +8,7 @@ file that was made with other settings is an error, not a result. Scale and nois
 as in :func:`~ambient_mri.reconstruct.reconstruct`. Reference files are opened for the scores alone.
 
 Several processes share the slices of every volume (:mod:`ambient_mri.training.shared_work`), one a GPU; their number
-changes no result. The first one scores.
+changes no result but for the order of sums. The first one scores.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ Reference: Rasmussen & Williams 2006, sections 2.2 and 4.2.1 (Matern); Field 198
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ from torch.nn import functional
 
 from ambient_mri._checks import check_positive, require
 from ambient_mri.operators.base import LinearOperator
-from ambient_mri.tensors import keyed_generator, per_row, real_inner
+from ambient_mri.operators.linear_solvers import conjugate_gradient
+from ambient_mri.tensors import keyed_generator, per_row
 
 __all__ = ["LENGTHS", "NUGGET", "StationaryGaussian", "fit_stationary", "products_of"]
 
@@ -130,13 +131,16 @@ class StationaryGaussian(nn.Module):
         def filtered(x: Tensor, gain: Tensor) -> Tensor:
             return torch.fft.irfft2(torch.fft.rfft2(x) * gain, s=size)
 
-        smooth = _preconditioned(
+        smooth = conjugate_gradient(
             lambda x: coefficients(operator.normal(image(x))) + filtered(x, lam / spectrum),
             coefficients(back),
-            lambda r: filtered(r, spectrum / (share * spectrum + lam + _ALIASING * (1 - share) * self.std**2)),
-            iterations,
+            precondition=lambda r: filtered(
+                r, spectrum / (share * spectrum + lam + _ALIASING * (1 - share) * self.std**2)
+            ),
+            max_iterations=iterations,
+            rtol=0.0,
         )
-        x = image(smooth)
+        x = image(smooth.x)
         return x + self.nugget / lam * (back - operator.normal(x))
 
     def error(self, sigma: Tensor, rate: Tensor) -> Tensor:
@@ -256,21 +260,3 @@ def _wrapped(length: int) -> Tensor:
 def _distances(height: int, width: int) -> Tensor:
     """Distance from the origin around a torus, (height, width)."""
     return (_wrapped(height)[:, None].square() + _wrapped(width)[None].square()).sqrt()
-
-
-def _preconditioned(
-    operator: Callable[[Tensor], Tensor], b: Tensor, precondition: Callable[[Tensor], Tensor], iterations: int
-) -> Tensor:
-    """Conjugate gradients with a preconditioner, each row as its own system (Hestenes & Stiefel 1952, section 3)."""
-    x, r = torch.zeros_like(b), b
-    h = precondition(r)
-    p, rho = h, real_inner(r, h)
-    tiny = torch.finfo(b.dtype).tiny
-    for _ in range(iterations):
-        q = operator(p)
-        alpha = per_row(rho / real_inner(p, q).clamp_min(tiny), x)
-        x, r = x + alpha * p, r - alpha * q
-        h = precondition(r)
-        following = real_inner(r, h)
-        p, rho = h + per_row(following / rho.clamp_min(tiny), h) * p, following
-    return x

@@ -285,7 +285,7 @@ def test_the_effective_noise_is_the_noise_with_right_maps_and_more_with_wrong_on
 
 def test_a_noise_level_that_the_calibration_lines_contradict_is_told() -> None:
     kspace, _, maps, _ = scan()
-    with pytest.warns(ReconstructionWarning, match=r"noise_std looks about 2\.\d times too high"):
+    with pytest.warns(ReconstructionWarning, match=r"noise_std \(given\) looks about 2\.\d times too high"):
         run(kspace, coil_maps=maps, noise_std=2.2 * NOISE)
     with warnings.catch_warnings():
         warnings.simplefilter("error", ReconstructionWarning)

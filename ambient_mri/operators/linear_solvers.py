@@ -74,7 +74,7 @@ def conjugate_gradient(
     p = z
     tiny = torch.finfo(rho.dtype).tiny
     norm = real_inner(b, b)
-    bound = torch.as_tensor(rtol, dtype=rho.dtype, device=rho.device).square() * norm
+    bound = norm * (rtol.to(rho).square() if isinstance(rtol, Tensor) else rtol**2)
     energy = torch.zeros_like(rho) if enough is None else enough.to(rho)
     checked = isinstance(rtol, Tensor) or rtol > 0 or enough is not None
     iterations = 0

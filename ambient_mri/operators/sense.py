@@ -56,7 +56,7 @@ def sense(
 
 class SenseNormal:
     """A^H A of SENSE on a CPU, a row and a few coils at a time: coil images and spectra never leave the processor's
-    cache, and A^H e, for noise e in k-space, costs no transform of its own.
+    cache, and A^H e, for noise e in k-space, costs no transform of its own. The diagonal in k-space serves any device.
 
     Every row is computed by itself, so that its numbers do not depend on the batch.
 
@@ -68,10 +68,7 @@ class SenseNormal:
 
     def __init__(self, coil_maps: Tensor, mask: Tensor, axes: tuple[int, ...]) -> None:
         self.coil_maps, self.mask = coil_maps, mask
-        self.conj_maps = coil_maps.conj().resolve_conj() if coil_maps.numel() <= _COPIED else coil_maps.conj()
         self.slices = max(len(coil_maps), len(mask))
-        # Scans with fewer coils than others of their batch are padded with coils that see nothing.
-        self.coils = [_present(maps) for maps in coil_maps]
         #: Where the mask is constant along an axis, that axis' transform is the identity.
         self.axes = tuple(axis for axis in axes if mask.shape[axis] > 1)
         self.cancels = len(self.axes) < len(axes)
@@ -110,14 +107,23 @@ class SenseNormal:
         rows = range(len(x))
         return torch.cat([self._row(negative[i : i + 1], i * self.slices // len(x), noise(i)) for i in rows])
 
-    def precondition(self, x: Tensor, lam: Tensor) -> Tensor:
-        """D^-1 x, for D with the diagonal of A^H A + lam in k-space: F^H (density + lam)^-1 F x.
+    @cached_property
+    def conj_maps(self) -> Tensor:
+        """Conjugate of the coil maps, a copy where that is small."""
+        return self.coil_maps.conj().resolve_conj() if self.coil_maps.numel() <= _COPIED else self.coil_maps.conj()
+
+    @cached_property
+    def coils(self) -> list[int]:
+        """Coils of every row that see anything: scans with fewer than others of their batch are padded with zeros."""
+        return [_present(maps) for maps in self.coil_maps]
+
+    def precondition(self, x: Tensor, gain: Tensor) -> Tensor:
+        """F^H gain F x: D^-1 x for the reciprocal of :meth:`diagonal`.
 
         Args:
             x: (b, 1, H, W).
-            lam: (b,), positive.
+            gain: (b, 1, H, W) real.
         """
-        gain = self.diagonal(lam).reciprocal()
         if not self.axes:
             return x * gain
         return torch.fft.ifftn(torch.fft.fftn(x, dim=self.axes).mul_(gain), dim=self.axes)

@@ -3,8 +3,9 @@
     read -> mask, coil maps with the phase in them, scale, noise level (what is not given comes from the scan alone)
          -> (slice, sample) pairs in batches -> posterior sampler -> mean, std, samples, residual, in raw units
 
-The noise level that the sampler uses is the larger of the scan's noise and the effective level that the residual of the
-calibration lines shows (:mod:`ambient_mri.sampling.calibration`). A reference image is neither asked for nor read.
+The noise level that the sampler uses is the scan's noise and, on top of it, the errors of the coil maps that the
+residual of the calibration lines shows (:mod:`ambient_mri.sampling.calibration`). A reference image is neither asked
+for nor read.
 
 Every random stream is keyed by (seed, slice, sample): a result does not depend on the batch size.
 """
@@ -53,6 +54,8 @@ __all__ = ["reconstruct"]
 
 # Chi^2 of the residual above which a user is told.
 _MISFIT = 10.0
+# Chi^2 of the calibration lines below which a noise_std is too high.
+_QUIET = 0.5
 
 
 def reconstruct(
@@ -104,7 +107,8 @@ def reconstruct(
         AmbientMRIError: If an argument does not fit the others.
 
     Warns:
-        ReconstructionWarning: If coil maps rest on few ACS lines or none, or the scan's size is far from the prior's.
+        ReconstructionWarning: If coil maps rest on few ACS lines or none, a given noise_std is too high for them, the
+            images do not fit the data, or the scan's size is far from the prior's.
         DataWarning: If the file contradicts itself.
     """
     started = time.perf_counter()
@@ -137,6 +141,7 @@ def reconstruct(
             noted += [text for text in chunk.warnings if text not in noted]
             found = found or {"coil_maps": chunk.maps_method, "run": drawn.status}
     noted += _misfit(np.concatenate(results["residual"]))
+    noted += _too_much_noise(np.concatenate(results.pop("calibration_chi2")), volume.noise_source)
     for text in noted:
         warnings.warn(f"{raw.name}: {text}", ReconstructionWarning, stacklevel=2)
     arrays = {key: np.concatenate(values) for key, values in results.items()}
@@ -182,6 +187,18 @@ def _misfit(residual: np.ndarray) -> list[str]:
     return [
         f"the images do not fit the data: chi^2 of the residual is {worst:.3g}, where 1 is expected. Check that this "
         "is k-space with its zero frequency at n//2, and its mask, coil maps and noise_std (`ambient-mri info FILE`)."
+    ]
+
+
+def _too_much_noise(agreement: np.ndarray, source: str) -> list[str]:
+    """A note where the calibration lines, of chi^2 ``agreement`` a slice, hold less noise than the scan is said to."""
+    known = agreement[np.isfinite(agreement)]
+    if source not in ("given", "from the file") or len(known) == 0 or (chi2 := float(np.median(known))) >= _QUIET:
+        return []
+    factor = chi2**-0.5
+    return [
+        f"noise_std ({source}) looks about {factor:.1f} times too high: that much better do the calibration lines fit. "
+        "The image will be smoother than the data warrant; divide noise_std by it."
     ]
 
 
@@ -264,7 +281,8 @@ def _raw_units(chunk: Chunk, drawn: Drawn, scale: float, transpose: bool) -> dic
         "residual": drawn.residual.mean(dim=1).numpy(),
         "noise_std": (m.noise_std * scale).cpu().numpy(),
         "noise_std_scaled": chunk.noise_std.cpu().numpy(),
-        "effective_noise_std_scaled": chunk.effective.cpu().numpy(),
+        "effective_noise_std_scaled": m.noise_std.cpu().numpy(),
+        "calibration_chi2": chunk.agreement.cpu().numpy(),
     }
 
 

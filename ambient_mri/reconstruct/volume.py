@@ -29,9 +29,6 @@ ArrayLike: TypeAlias = np.ndarray | Tensor
 
 # Below this number of ACS lines, joint estimation gives better coil maps than ESPIRiT (benchmarks/quality/maps.py).
 JOINT_BELOW = 6
-# Chi^2 of the calibration lines below which noise_std is too high: with the right level it was 0.8 to 1.8 on simulated
-# scans of 4 to 16 coils and 8 to 24 lines.
-_QUIET = 0.5
 _BLIND = (
     "with no ACS lines to speak of, coil maps were estimated together with the image, from nothing: that serves where "
     "the centre of k-space is sampled densely and irregularly (Poisson disc), and fails on equispaced lines. Pass "
@@ -48,7 +45,7 @@ class Chunk:
         phase: (b, 1, H, W) radians, absorbed into the coil maps.
         support: (b, 1, H, W) bool: where the coil maps see anything.
         noise_std: (b,) noise of the scan, scaled units.
-        effective: (b,) the level that samplers use: with the errors of the maps, scaled units.
+        agreement: (b,) chi^2 of the calibration lines under ``noise_std``, NaN where it is not known.
         maps_method: Where the coil maps come from.
         warnings: What a user should know.
         poor_maps: Whether the maps come from so few ACS lines that joint estimation does better.
@@ -58,7 +55,7 @@ class Chunk:
     phase: Tensor
     support: Tensor
     noise_std: Tensor
-    effective: Tensor
+    agreement: Tensor
     maps_method: str
     warnings: tuple[str, ...]
     poor_maps: bool = False
@@ -151,11 +148,10 @@ class Volume:
             key=tuple(str(raw.slice_indices[i]) for i in range(len(raw))[rows]),
         ).check()
         effective, agreement = effective_noise_std(m)
-        notes = (*notes, *_quieter(agreement))
         m = replace(m, noise_std=effective)
         if transpose:
             m = replace(m, y=m.y.mT, mask=m.mask.mT, coil_maps=maps.mT)
-        return Chunk(m.cancel_readout(), phase, support, noise, effective, method, notes, poor)
+        return Chunk(m.cancel_readout(), phase, support, noise, agreement, method, notes, poor)
 
     def settings(self) -> dict[str, Any]:
         """What was measured of the volume, as plain data."""
@@ -232,18 +228,6 @@ def _normalised(maps: Tensor) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         )
     flat = torch.full_like(maps, maps.shape[1] ** -0.5)
     return torch.where(support, maps / norm.clamp_min(1e-30), flat), support, notes
-
-
-def _quieter(agreement: Tensor) -> tuple[str, ...]:
-    """A note where the calibration lines, with chi^2 ``agreement`` (b,), hold less noise than the scan is said to."""
-    known = agreement[agreement.isfinite()]
-    if len(known) == 0 or float(known.median()) >= _QUIET:
-        return ()
-    factor = float(known.median()) ** -0.5
-    return (
-        f"noise_std looks about {factor:.1f} times too high: that much better do the calibration lines fit. The image "
-        "will be smoother than the data warrant; divide noise_std by it, or leave it to the package.",
-    )
 
 
 def _pick(raw: RawScan, rows: Sequence[int]) -> RawScan:

@@ -1,15 +1,16 @@
 r"""How well a scan's coil maps explain the scan: an effective noise level from the residual of its calibration lines.
 
     x_low = argmin || A_acs x - y_acs ||^2 + lam || x ||^2
-    eps^2 = ( || y_acs - A_acs x_low ||^2 - (1 - 1/C) m_acs noise_std^2 ) / ( (1 - 1/C) || signal_acs ||^2 )
+    misfit = || y_acs - A_acs x_low ||^2 / (f m_acs)
+    eps^2 = ( misfit - noise_std^2 ) / || signal_acs ||^2 * m_acs
     effective_noise_std^2 = noise_std^2 + eps^2 || signal ||^2 / m
 
-A_acs is A with the calibration region as its mask; m counts real numbers. With exact maps the residual is noise, less
-the share that an image fits of C coils. What is above it is an error of the maps, and in k-space that error is the
-signal, convolved with something narrow: it is proportional to the signal around it, large in the calibration region
-and tens of times smaller farther out. So it is measured as a share eps of the signal, and laid on all samples by what
-signal they hold (|| signal ||^2 = || y ||^2 less the noise). A sampler that trusts the data beyond this level fits the
-errors of the maps.
+A_acs is A with the calibration region as its mask; m counts real numbers, and f is the share of noise that the fit
+leaves, found with a draw of noise in the place of y_acs. With exact maps the misfit is noise_std^2. What is above it is
+an error of the maps, and in k-space that error is the signal, convolved with something narrow: it is proportional to
+the signal around it, large in the calibration region and tens of times smaller farther out. So it is measured as a
+share eps of the signal, at most all of it, and laid on all samples by what signal they hold (|| signal ||^2 is
+|| y ||^2 less the noise). A sampler that trusts the data beyond this level fits the errors of the maps.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from torch import Tensor
 from ambient_mri.coil_maps import find_acs
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators import sense, solve_regularized
+from ambient_mri.tensors import complex_randn, keyed_generator
 
 __all__ = ["effective_noise_std"]
 
 # Light: at the norm of A, which is one, it biases the residual by a thousandth of the signal.
 _LAM = 1e-3
+# Share of noise in the residual below which the fit says nothing of the maps.
+_LEAST_LEFT = 0.1
 
 
 def effective_noise_std(m: Measurement) -> tuple[Tensor, Tensor]:
@@ -36,21 +40,28 @@ def effective_noise_std(m: Measurement) -> tuple[Tensor, Tensor]:
     Returns:
         The level, (b,), per real part, in the units of the scaled y, never below ``m.noise_std``; and chi^2, (b,), the
         mean square of the residual over what ``m.noise_std`` leaves of it: 1 with exact maps, more with errors of the
-        maps, less where ``m.noise_std`` is too high. Without a calibration region, or with a single coil, whose map
-        cannot contradict it, ``m.noise_std`` and NaN.
+        maps, less where ``m.noise_std`` is too high. Where nothing can contradict the maps (no calibration region, a
+        single coil, so few lines that an image fits them whatever they hold, no signal), ``m.noise_std`` and NaN.
     """
     acs, variance = find_acs(m.mask, m.image_shape), m.noise_std.square()
+    unknown = m.noise_std, torch.full_like(variance, torch.nan)
     if acs is None or m.coil_maps is None or m.num_coils == 1:
-        return m.noise_std, torch.full_like(variance, torch.nan)
+        return unknown
     region = torch.zeros(1, 1, *m.image_shape, dtype=torch.bool, device=m.y.device)
     region[..., slice(*acs.rows), slice(*acs.cols)] = True
     operator = sense(m.coil_maps, region)
-    data = m.y * region
-    image = solve_regularized(operator, operator.adjoint(data), _LAM, max_iterations=50, rtol=1e-3).x
-    misfit = _mean_power(data - operator.forward(image), region) / (1 - 1 / m.num_coils)
+    noise = complex_randn(m.y.shape[1:], generator=keyed_generator("calibration noise")).to(m.y).expand_as(m.y)
+    residuals = []
+    for data in (m.y * region, noise * region):
+        image = solve_regularized(operator, operator.adjoint(data), _LAM, max_iterations=50, rtol=1e-3).x
+        residuals.append(_mean_power(data - operator.forward(image), region))
+    left = residuals[1] / _mean_power(noise, region)
+    misfit = residuals[0] / left
     calibration, everywhere = ((_mean_power(m.y, where) - variance).clamp_min(0) for where in (region, m.mask))
-    share = (misfit - variance).clamp_min(0) / calibration.clamp_min(torch.finfo(misfit.dtype).tiny)
-    return (variance + share * everywhere).sqrt(), misfit / variance
+    share = ((misfit - variance) / calibration).nan_to_num(0.0).clamp(0, 1)
+    known = left > _LEAST_LEFT
+    level = torch.where(known, (variance + share * everywhere).sqrt(), unknown[0])
+    return level, torch.where(known & (residuals[0] > 0), misfit / variance, unknown[1])
 
 
 def _mean_power(y: Tensor, where: Tensor) -> Tensor:

@@ -50,8 +50,9 @@ __all__ = [
 
 # Largest table of eigenvectors that "auto" makes.
 EXACT_MEMORY = 2**30
-# Seconds on one CPU core, measured at 128 to 320 pixels and 4 to 16 coils; only their ratios decide.
-_EIGH, _APPLY, _APPLY_ROW, _CG_PIXEL = 1.3e-9, 4e-9, 0.6e-9, 1.8e-7
+# Seconds on one CPU core, measured at 128 to 256 pixels and 4 to 16 coils; only their ratios decide. That of conjugate
+# gradients is a middle: 1e-7 where noise_std is 0.05, up to 7e-7 where it is 0.005.
+_EIGH, _APPLY, _APPLY_ROW, _CG_PIXEL = 0.8e-9, 4e-9, 0.1e-9, 3e-7
 # Where conjugate gradients stop: residual, in units of lam r; error, in units of the noise that hides it. That small,
 # because the estimate misses weakly encoded directions, and because errors of consecutive levels pull the same way.
 _ACCURACY, _HIDDEN = 0.1, 0.01
@@ -149,16 +150,17 @@ class ConjugateGradientStep(DataStep):
     ) -> Tensor:
         """Conjugate gradients from ``guess``, whose residual in the data, A^H (y - A guess), is known."""
         blocks, weight = self._blocks, per_row(lam, guess)
+        gain = None if blocks is None else blocks.diagonal(lam).reciprocal()
         numbers = guess[0].numel() * (2 if guess.is_complex() else 1)
         result = conjugate_gradient(
             lambda p: add_scaled(self._normal(p), weight, p),
             add_scaled(data, weight, guess),
             x0=guess,
             residual=residual,
-            precondition=None if blocks is None else lambda r: blocks.precondition(r, lam),
+            precondition=None if blocks is None or gain is None else lambda r: blocks.precondition(r, gain),
             max_iterations=self.max_iterations,
             rtol=rtol,
-            enough=None if blocks is None or slack is None else _hidden_energy(blocks, lam, slack, numbers),
+            enough=None if gain is None or slack is None else _hidden_energy(gain, slack, numbers),
         )
         self.iterations += result.iterations
         self.residual = result.residual
@@ -304,8 +306,8 @@ def repeat_rows(x: Tensor, repeats: int) -> Tensor:
     return x.expand(repeats, *x.shape[1:]) if len(x) == 1 else x.repeat_interleave(repeats, dim=0)
 
 
-def _hidden_energy(blocks: SenseNormal, lam: Tensor, slack: Slack, numbers: int) -> Tensor:
-    """The r^H D^-1 r at which ``slack`` hides the error of x, (b,), for ``numbers`` real numbers a row.
+def _hidden_energy(gain: Tensor, slack: Slack, numbers: int) -> Tensor:
+    """The r^H D^-1 r at which ``slack`` hides the error of x, (b,), for rows of ``numbers`` numbers; ``gain``: D^-1.
 
     With M = A^H A + lam, an error e of residual r = M e has the energy e^H M e = r^H M^-1 r, about r^H D^-1 r. Let it
     be E, spread evenly over the eigenvectors of M, as that of a draw from N(0, noise_std^2 M^-1) is. Over the noise V
@@ -316,7 +318,7 @@ def _hidden_energy(blocks: SenseNormal, lam: Tensor, slack: Slack, numbers: int)
     and the diagonal D of M in k-space stands for the eigenvalues. What is spread evenly over all real numbers and a
     share _HIDDEN of the noise in each has e^H V^-1 e = _HIDDEN^2 numbers.
     """
-    harmonic = 1 / blocks.diagonal(lam).reciprocal().mean(dim=(1, 2, 3))
+    harmonic = 1 / gain.mean(dim=(1, 2, 3))
     return _HIDDEN**2 * numbers * (slack.noise_std.square() + slack.added.square() * harmonic)
 
 

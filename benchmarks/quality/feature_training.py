@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ambient_mri._files import atomic_path
+
 __all__ = ["trained_once"]
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -55,5 +57,6 @@ def trained_once(
         if rates is not None:
             rates.step()
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(model.cpu().state_dict(), path)
+    with atomic_path(path) as temporary:
+        torch.save(model.cpu().state_dict(), temporary)
     return model.to(device).eval()

@@ -73,7 +73,8 @@ def undersampled(path: Path, prior: str, folder: Path) -> Reconstruction:
         reference=reference,
         std=rec.magnitude_std[0],
         mask=np.broadcast_to(mask, shape),
-        title=f"{path.stem}, one channel, R = 4; prior {Path(prior).name}",
+        acceleration=rec.settings["acceleration"],
+        title=f"{path.stem}, one channel, R = {rec.settings['acceleration']:.1f}; prior {Path(prior).name}",
     )
     with Image.open(figure) as large:  # a pixel of 640 x 320 for every pixel makes a file of several megabytes
         size = (WIDTH, WIDTH * large.height // large.width)
