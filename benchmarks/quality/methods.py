@@ -24,10 +24,7 @@ from ambient_mri.report.records import BASELINES
 from ambient_mri.sampling import Sampler, make_sampler
 from benchmarks.quality.cases import ACS, Case, measure, noise_of, score
 from benchmarks.quality.ledger import Ledger
-from benchmarks.quality.prior_evaluation import ADPS_WEIGHTS, HeldOut, adps_weight, methods_of
-
-# A-DPS takes 500 steps with a gradient each: two samples are what a table can afford.
-ADPS_SAMPLES = 2
+from benchmarks.quality.prior_evaluation import ADPS_SAMPLES, ADPS_WEIGHTS, HeldOut, adps_weight, methods_of
 
 
 @dataclass

@@ -55,8 +55,6 @@ from ambient_mri.training.setup import build
 from ambient_mri.training.sources import ScanSet
 
 BENCHMARK = "priors"
-ADPS = ("adps", "adps_fixed")
-
 
 def train(run: Run, budget: Budget, out: Path) -> bool:
     """Train in a process of its own, where it is not finished, EM after its first run; False if it failed."""
@@ -99,7 +97,7 @@ class Evaluation(TrainedEvaluation[Budget]):
             "coil_maps": "those of the simulation, the same for every method",
             "images_seen": "of the whole chain, counted in the run folders: of EM its ambient run and every M-step",
             "baselines": "default weights, chosen without references",
-            "adps": "as published, and adps_fixed; l of 1, 3, 10, 30 by PSNR on other subjects, with references",
+            "adps": "as published; l of 1, 3, 10, 30 by PSNR on other subjects, with references",
             "frechet": f"features of benchmarks/quality/features.py, {DIMENSION} numbers; magnitude images",
         }
 
@@ -156,11 +154,10 @@ class Evaluation(TrainedEvaluation[Budget]):
             "train_acceleration": run.acceleration,
         }
         budget, published = self.budget, run.objective == "ambient_published"
-        names = [n for n in ADPS if not self.done(**factors, method=f"{run.objective}/{n}/sample")] if published else []
-        if published and not names:
+        if published and self.done(**factors, method=f"{run.objective}/adps/sample"):
             return
         cases = self.cases(acceleration, noise_std)
-        adps = {n: adps_weight(prior, cases, name=n, steps=budget.adps_steps) for n in names} if published else None
+        adps = {"adps": adps_weight(prior, cases, name="adps", steps=budget.adps_steps)} if published else None
         steps, samples = budget.sampler_steps, budget.samples
         for name, method in methods_of(run.objective, prior, samples=samples, steps=steps, adps=adps).items():
             if self.done(**factors, method=name):
