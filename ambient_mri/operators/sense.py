@@ -1,4 +1,4 @@
-"""The SENSE operator A = P F S, a composition and not a class of its own (Pruessmann et al. 1999)."""
+"""The SENSE operator A = P F S (Pruessmann et al. 1999): a composition, with a faster A^H A on a CPU."""
 
 from __future__ import annotations
 
@@ -51,7 +51,26 @@ def sense(
 
         require(tuple(axes) == (-2, -1), "backend='sigpy' transforms both axes; use backend='torch' for hybrid space.")
         return sigpy_sense(coil_maps, mask)
-    return Mask(mask) @ Fourier2d(axes) @ CoilSensitivities(coil_maps)
+    return _Sense(Mask(mask) @ Fourier2d(axes), CoilSensitivities(coil_maps))
+
+
+class _Sense(Composition):
+    """P F S, whose A^H A is :class:`SenseNormal` where that is faster: on a CPU, outside of training of the maps."""
+
+    def normal(self, x: Tensor) -> Tensor:
+        rows = self._rows
+        if rows is None or rows.coil_maps.requires_grad or len(x) % rows.slices or not x.is_complex():
+            return super().normal(x)
+        return rows(x)
+
+    def repeat_interleave(self, repeats: int) -> LinearOperator:
+        masking, fourier, coils = (factor.repeat_interleave(repeats) for factor in self.factors)
+        return _Sense(masking @ fourier, coils)
+
+    @cached_property
+    def _rows(self) -> SenseNormal | None:
+        rows = SenseNormal.of(self)
+        return rows if rows is not None and rows.coil_maps.device.type == "cpu" else None
 
 
 class SenseNormal:
@@ -72,8 +91,10 @@ class SenseNormal:
         #: Where the mask is constant along an axis, that axis' transform is the identity.
         self.axes = tuple(axis for axis in axes if mask.shape[axis] > 1)
         self.cancels = len(self.axes) < len(axes)
-        # The zero frequency goes to index 0: no array of the size of the k-space is shifted.
-        self._shifted = torch.fft.ifftshift(mask, dim=self.axes)
+        # The zero frequency goes to index 0: no array of the size of the k-space is shifted. Complex: a product with
+        # truth values would convert them every time.
+        shifted = torch.fft.ifftshift(mask, dim=self.axes) if self.axes else mask
+        self._shifted = shifted.to(coil_maps.dtype)
         self._places: dict[int, tuple[Tensor, Tensor]] = {}
 
     @classmethod
@@ -137,7 +158,7 @@ class SenseNormal:
     def density(self) -> Tensor:
         """Diagonal of F A^H A F^H, (n, 1, H, W) real: the mask, blurred by the spectra of the coil maps."""
         shape = torch.broadcast_shapes(self._shifted.shape[-2:], self.coil_maps.shape[-2:])
-        mask = self._shifted.to(self.coil_maps.real.dtype).expand(-1, -1, *shape)
+        mask = self._shifted.real.expand(-1, -1, *shape)
         if not self.axes:
             return mask * self.coil_maps.abs().square().sum(dim=1, keepdim=True)
         count = math.prod(shape[axis] for axis in self.axes)

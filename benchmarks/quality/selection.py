@@ -44,7 +44,7 @@ def slices(root: Path, noise: tuple[float, ...] = NOISE) -> Iterator[tuple[str, 
         held_out = load_image_set(root / "images" / file).select("val")
         for subject in held_out.subjects():
             stem, volume = Path(file).stem, held_out.volume(subject)
-            if f"{stem}_{subject:04d}" in settings.exclude:
+            if f"{stem}_{subject:0>4}" in settings.exclude:
                 continue
             for position in POSITIONS:
                 image = volume[int(position * len(volume))][None]

@@ -153,3 +153,19 @@ def test_same_numbers_on_the_gpu(maps: Tensor, size: tuple[int, int]) -> None:
     on_gpu = sense(maps.cuda(), mask.cuda())
     assert_same(on_gpu(x.cuda()).cpu(), sense(maps, mask)(x))
     assert_same(on_gpu.normal(x.cuda()).cpu(), sense(maps, mask).normal(x))
+
+
+def test_normal_differentiates_by_image_and_maps() -> None:
+    size, maps = (8, 6), random_tensor((2, COILS, 8, 6), "maps to differentiate by").requires_grad_()
+    mask = masks(size)["lines along the columns"]
+    x = random_tensor((2, 1, *size), "x").requires_grad_()
+    operator = sense(maps, mask)
+    grads = [
+        torch.autograd.grad(out.abs().square().sum(), (x, maps))
+        for out in (operator.normal(x), operator.adjoint(operator.forward(x)))
+    ]
+    for ours, expected in zip(*grads, strict=True):
+        assert_same(ours, expected)
+    fixed = sense(maps.detach(), mask)
+    (ours,) = torch.autograd.grad(fixed.normal(x).abs().square().sum(), x)
+    assert_same(ours, grads[1][0])
