@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,10 @@ def test_trainer(name: str) -> None:
     trainer = build(settings, enable_checkpointing=False, enable_progress_bar=False)
     assert trainer.max_steps == cfg.trainer.max_steps and trainer.gradient_clip_val == 1.0
     assert cfg.trainer.accelerator == ("cpu" if name == "cpu" else "gpu")
-    assert cfg.trainer.strategy == ("ddp" if name in ("ddp", "slurm") else "auto")
+    if name in ("ddp", "slurm"):
+        assert build(cfg.trainer.strategy)._timeout == timedelta(days=1)
+    else:
+        assert cfg.trainer.strategy == "auto"
 
 
 @pytest.mark.parametrize("name", options("experiment"))

@@ -10,11 +10,13 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 from torch.utils.data import DataLoader
@@ -26,6 +28,8 @@ __all__ = ["EXPECTED_WARNINGS", "SharedWork", "is_first", "processes_on", "share
 log = logging.getLogger(__name__)
 
 _SAY_EVERY = 30.0
+# One process waits for the others until their last file is written: longer than Lightning's half an hour.
+_PATIENCE = timedelta(days=1)
 # Lightning's advice that does not apply here, and why.
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # what it loads is in memory
@@ -102,7 +106,7 @@ def processes_on(device: torch.device, count: int) -> pl.Trainer:
     return pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=count,
-        strategy="ddp",
+        strategy=DDPStrategy(timeout=_PATIENCE),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
