@@ -46,6 +46,13 @@ def robustness_tables(result: ResultFile) -> str:
     return "\n".join(tables(result).values())
 
 
+def selection_table(result: ResultFile) -> str:
+    """Priors on validation subjects."""
+    from benchmarks.quality.selection import table
+
+    return table(result)
+
+
 def cost_tables(result: ResultFile) -> str:
     """Quality against cost, and the growth of cost."""
     from benchmarks.quality.cost import tables
@@ -59,11 +66,12 @@ BLOCKS: dict[str, tuple[str, Callable[[ResultFile], str], tuple[str, ...]]] = {
     "demo": ("demo.json", demo_table, ("README.md",)),
     "maps": ("maps.json", maps_table, ("benchmarks/README.md",)),
     "full": ("reconstruct_full.json", heads_table, ("benchmarks/README.md",)),
+    "selection": ("selection.json", selection_table, ("benchmarks/README.md",)),
     "robustness": ("robustness.json", robustness_tables, ("benchmarks/README.md",)),
     "cost": ("cost.json", cost_tables, ("benchmarks/README.md",)),
 }
 # Written where a page has room for them.
-OPTIONAL = ("full", "robustness", "cost")
+OPTIONAL = ("full", "selection", "robustness", "cost")
 
 
 def rendered(text: str, name: str, content: str) -> str:
