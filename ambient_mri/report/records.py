@@ -56,6 +56,8 @@ DEFINITIONS: dict[str, str] = {
     "denoising_error": "Rms of D(x0 + sigma n) - x0 per real part, over sd.",
     "nstd": "Standard deviation: rms of the samples' std over that of the reference, same pixels; beside NRMSE.",
     "ratio": "Ratio of two timings of one run, as the benchmark's settings name them.",
+    "noise_level": "Noise left in an image: median |finest diagonal wavelet coefficient| / 0.6745, mean over images.",
+    "quieter": "Share of images whose noise level is below that of every noisy training image.",
 }
 METRICS: tuple[str, ...] = tuple(DEFINITIONS)
 COST_METRICS = ("seconds", "peak_memory_mb", "ratio", "training_images")
@@ -82,7 +84,7 @@ _PRIOR_METHOD = re.compile(r"[a-z][a-z0-9_]*/[a-z][a-z0-9_]*/(sample|point|mean[
 _IMPLEMENTATION = re.compile(r"[a-z][a-z0-9_.\-]*(/[a-z0-9_.\-]+)*")
 
 _REQUIRED = ("case", "method", "metric", "value", "n", "ci95")
-MEASURED = frozenset({"value", "n", "ci95", "seconds", "peak_memory_mb"})
+MEASURED = frozenset({"value", "values", "n", "ci95", "seconds", "peak_memory_mb"})
 _FIELDS = ("benchmark", "command", "created", "git", "versions", "machine", "settings", "definitions", "rows")
 _PACKAGES = ("torch", "numpy", "scipy", "sigpy", "scikit-image", "h5py", "pytorch-lightning", "matplotlib")
 
@@ -242,7 +244,7 @@ def read_records(path: str | os.PathLike[str]) -> ResultFile:
 
 
 def row_key(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """What identifies a row: all of it but the measured entries (value, n, ci95, seconds, peak_memory_mb)."""
+    """What identifies a row: all of it but the measured entries (value, values, n, ci95, seconds, peak_memory_mb)."""
     return tuple(sorted((name, _dump(value)) for name, value in row.items() if name not in MEASURED))
 
 
@@ -250,7 +252,8 @@ def check_row(row: Mapping[str, Any]) -> None:
     """Raise unless ``row`` is a well-formed measurement.
 
     ``value`` is a finite number, or None where the metric is undefined; ``n`` counts what was averaged; ``ci95`` is the
-    half width of the 95 % confidence interval of ``value``, or None; every factor is a string, number, bool or None.
+    half width of the 95 % confidence interval of ``value``, or None; ``values``, where it is there, are the n numbers
+    that were averaged, so that two rows can be compared case by case; every factor is a string, number, bool or None.
 
     Raises:
         AmbientMRIError: Naming the entry, what was expected and what came.
@@ -273,7 +276,10 @@ def check_row(row: Mapping[str, Any]) -> None:
     )
     n = row["n"]
     require(isinstance(n, int) and not isinstance(n, bool) and n >= 1, f"n must count what was averaged; got {n!r}.")
-    for name in row.keys() - set(_REQUIRED):
+    values = row.get("values", [0.0] * n)
+    numbers = isinstance(values, list) and all(_is_number(v) and math.isfinite(v) for v in values)
+    require(numbers and len(values) == n, f"values must be the {n} finite numbers that were averaged; got {values!r}.")
+    for name in row.keys() - {*_REQUIRED, "values"}:
         plain = row[name] is None or isinstance(row[name], str | bool) or _is_number(row[name])
         require(plain, f"the factor {name!r} must be a string, number, bool or None; got {row[name]!r}.")
 

@@ -28,9 +28,11 @@ from ambient_mri.training.estimates import evenly_spaced
 
 __all__ = [
     "ADPS_SAMPLES",
+    "SHOWN",
     "HeldOut",
     "adps_weight",
     "held_out",
+    "mean_row",
     "methods_of",
     "rows_of",
     "split_by_subject",
@@ -41,6 +43,11 @@ __all__ = [
 ADPS_WEIGHTS = (1.0, 3.0, 10.0, 30.0)
 # A-DPS takes 500 steps with a gradient each: two samples are what a table can afford.
 ADPS_SAMPLES = 2
+# MSM evaluates the network with four masks a step.
+MSM_SAMPLES = 4
+
+# Slices of which the reconstructions are kept for figures.
+SHOWN = 2
 
 # (slice) -> (K, H, W) complex estimates: K posterior samples, or one point.
 Method = Callable[[Measurement], Tensor]
@@ -108,6 +115,8 @@ def methods_of(
     }
     if prior.kind == "ambient":
         found[f"{objective}/one_step/point"] = _posterior(prior, make_sampler("one_step"), 1)
+        count = min(MSM_SAMPLES, samples)
+        found[f"{objective}/msm/mean{count}"] = _posterior(prior, make_sampler("msm", steps=steps), count)
     return found
 
 
@@ -141,27 +150,54 @@ def adps_weight(prior: Prior, cases: HeldOut, *, name: str, steps: int) -> tuple
     return best[1], q
 
 
-def rows_of(name: str, method: Method, cases: HeldOut, factors: dict[str, Any]) -> list[dict[str, Any]]:
-    """Mean over slices of PSNR, SSIM and NRMSE; of several samples also of the first, and their coverage."""
+def rows_of(
+    name: str,
+    method: Method,
+    cases: HeldOut,
+    factors: dict[str, Any],
+    shown: dict[str, list[Tensor]] | None = None,
+) -> list[dict[str, Any]]:
+    """Mean over slices of PSNR, SSIM and NRMSE; of several samples also of the first, and their coverage.
+
+    Args:
+        name: Of the method, in the records.
+        method: Reconstructs a slice.
+        cases: Slices.
+        factors: Of every row.
+        shown: Filled with the magnitudes of the first :data:`SHOWN` slices, by method.
+    """
     values: dict[tuple[str, str], list[float]] = {}
-    began = time.perf_counter()
-    for m, truth in cases.scored:
+    drawn, began = 1, time.perf_counter()
+    for number, (m, truth) in enumerate(cases.scored):
         images = method(m).cpu()
-        reference = truth.abs().numpy()
+        reference, drawn = truth.abs().numpy(), len(images)
         estimates = {name: images.mean(0)}
-        if len(images) > 1:
-            estimates[f"{name.rsplit('/', 1)[0]}/sample"] = images[0]
+        if drawn > 1:
+            estimates[_single(name)] = images[0]
         for label, image in estimates.items():
+            if shown is not None and number < SHOWN:
+                shown.setdefault(label, []).append(image.abs())
             for metric in ("psnr", "ssim", "nrmse"):
                 value = getattr(metrics, metric)(reference, image.abs().numpy())
                 values.setdefault((label, metric), []).append(value)
-        if len(images) >= metrics.MINIMUM_COVERAGE_SAMPLES:
+        if drawn >= metrics.MINIMUM_COVERAGE_SAMPLES:
             values.setdefault((name, "coverage90"), []).append(metrics.coverage(images.abs(), truth.abs()))
     seconds = (time.perf_counter() - began) / len(cases.scored)
     return [
-        {**factors, "method": label, "metric": metric, **_mean(found), "seconds": seconds}
+        {
+            **factors,
+            "method": label,
+            "metric": metric,
+            **mean_row(found),
+            "seconds": seconds / (drawn if label != name else 1),
+        }
         for (label, metric), found in values.items()
     ]
+
+
+def _single(name: str) -> str:
+    """The record name of one sample, from that of their mean."""
+    return f"{name.rsplit('/', 1)[0]}/sample"
 
 
 def unconditional_samples(prior: Prior, count: int, size: int, *, steps: int, seed: int = 0, batch: int = 16) -> Tensor:
@@ -176,10 +212,11 @@ def unconditional_samples(prior: Prior, count: int, size: int, *, steps: int, se
     return torch.cat(parts)
 
 
-def _mean(values: list[float]) -> dict[str, Any]:
+def mean_row(values: list[float]) -> dict[str, Any]:
+    """The measured entries of a row: the mean of some numbers, its confidence interval, and the numbers themselves."""
     spread = statistics.stdev(values) if len(values) > 1 else None
     half = None if spread is None else 1.96 * spread / math.sqrt(len(values))
-    return {"value": statistics.fmean(values), "n": len(values), "ci95": half}
+    return {"value": statistics.fmean(values), "values": values, "n": len(values), "ci95": half}
 
 
 def _scored(truth: Tensor, image: Tensor) -> float:

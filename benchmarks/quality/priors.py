@@ -32,7 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from features import DIMENSION, feature_space
 from prior_evaluation import (
+    SHOWN,
     HeldOut,
+    Method,
     adps_weight,
     baseline_methods,
     held_out,
@@ -41,20 +43,19 @@ from prior_evaluation import (
     unconditional_samples,
 )
 from priors_plan import BUDGETS, Budget, Run, acs_lines, data_overrides, data_root, first_run, plan
+from priors_report import figures, save_pictures, tables
 from training_runs import TrainedEvaluation, arguments_of, finished, parser_of, say, train_once
 
 from ambient_mri import metrics
 from ambient_mri.data.datasets import ImageDataset
-from ambient_mri.denoiser import Denoiser
 from ambient_mri.prior import Prior, load_prior
-from ambient_mri.report.plots import curve_figure, sample_sheet
-from ambient_mri.report.records import read_records
-from ambient_mri.report.tables import markdown_table
+from ambient_mri.report.plots import sample_sheet
 from ambient_mri.train import compose
 from ambient_mri.training.setup import build
 from ambient_mri.training.sources import ScanSet
 
 BENCHMARK = "priors"
+
 
 def train(run: Run, budget: Budget, out: Path) -> bool:
     """Train in a process of its own, where it is not finished, EM after its first run; False if it failed."""
@@ -132,7 +133,7 @@ class Evaluation(TrainedEvaluation[Budget]):
             for name, method in baseline_methods().items():
                 if not self.done(**factors, method=name):
                     began = time.perf_counter()
-                    self.append(rows_of(name, method, self.cases(acceleration, noise_std), factors))
+                    self._score(name, method, self.cases(acceleration, noise_std), factors)
                     say(f"{name} at R = {acceleration}", began)
 
     def prior(self, run: Run) -> None:
@@ -163,8 +164,18 @@ class Evaluation(TrainedEvaluation[Budget]):
             if self.done(**factors, method=name):
                 continue
             began = time.perf_counter()
-            self.append(rows_of(name, method, cases, factors))
+            self._score(name, method, cases, factors)
             say(f"{name} of R = {run.acceleration} at R = {acceleration}, noise {noise_std:g}", began)
+
+    def _score(self, name: str, method: Method, cases: HeldOut, factors: dict[str, Any]) -> None:
+        """Rows of a method, and its first images in OUT/pictures, from which figures are made."""
+        shown: dict[str, list[torch.Tensor]] = {}
+        rows = rows_of(name, method, cases, factors, shown)
+        for label, images in shown.items():
+            save_pictures(self.out, label, factors, torch.stack(images))
+        truths = torch.stack([truth.abs() for _, truth in cases.scored[:SHOWN]])
+        save_pictures(self.out, "reference", {**factors, "train_acceleration": None}, truths)
+        self.append(rows)
 
     def _images_seen(self, run: Run) -> None:
         """The number of training images of the chain, from the cards of its priors."""
@@ -207,62 +218,6 @@ def _stack(files: tuple[Path, ...]) -> torch.Tensor:
     """Magnitudes of every image of some files, (n, 1, H, W), scaled."""
     data = ImageDataset(files)
     return torch.cat([data[i].images.abs() for i in range(len(data))])
-
-
-def tables(path: Path) -> str:
-    """The records as Markdown: reconstruction by training R, and unconditional samples."""
-    result = read_records(path)
-    parts = []
-    for level in sorted({row["noise_std"] for row in result.rows}):
-        rows = [r for r in result.rows if r["case"] == "held_out" and r["noise_std"] == level]
-        for trained in sorted({r["train_acceleration"] for r in rows if "train_acceleration" in r}):
-            these = [r for r in rows if r.get("train_acceleration") in (None, trained)]
-            named = [{k: v for k, v in r.items() if k != "train_acceleration"} for r in these]
-            parts.append(f"### Trained at R = {trained}, noise_std {level:g}\n")
-            parts.append(markdown_table(named, index=("method",), columns="acceleration", metric=("psnr", "ssim")))
-            covered = [r for r in named if r["metric"] == "coverage90"]
-            if covered:
-                parts.append(markdown_table(covered, index=("method",), columns="acceleration", metric="coverage90"))
-    seen = [r for r in result.rows if r["case"] == "training"]
-    parts.append("### Training images of every chain (columns: R of the training scans)\n")
-    index = ("method", "noise_std")
-    parts.append(markdown_table(seen, index=index, columns="train_acceleration", metric="training_images"))
-    free = [r for r in result.rows if r["case"] == "unconditional"]
-    if free:
-        parts.append("### Unconditional samples\n")
-        parts.append(
-            markdown_table(free, index=("method", "noise_std"), columns="train_acceleration", metric="frechet")
-        )
-    return "\n\n".join(parts) + "\n"
-
-
-def figures(path: Path, runs: list[Run], out: Path) -> None:
-    """PSNR over acceleration of every objective's best method, and the denoising-error curves of the clean priors."""
-    rows = [r for r in read_records(path).rows if r["metric"] == "psnr" and r["noise_std"] == 0.01]
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        if row.get("train_acceleration", 4) == 4 and not row["method"].endswith("/sample"):
-            curves.setdefault(row["method"], []).append((row["acceleration"], row["value"]))
-    folder = out / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    if curves:
-        lines = {name: tuple(zip(*sorted(points), strict=True)) for name, points in curves.items()}
-        title = "Held-out simulated scans, trained at R = 4"
-        curve_figure(lines, folder / "psnr.png", xlabel="acceleration R", ylabel="PSNR (dB)", title=title)
-    errors = {}
-    for run in runs:
-        model = load_prior(out / "runs" / run.name / "prior").model
-        if isinstance(model, Denoiser) and model.error_sigmas.numel():
-            errors[run.name] = ((model.error_sigmas / model.sd).tolist(), (model.error_values / model.sd).tolist())
-    if errors:
-        curve_figure(
-            errors,
-            folder / "error_curves.png",
-            xlabel="sigma / sd",
-            ylabel="denoising error / sd",
-            xscale="log",
-            yscale="log",
-        )
 
 
 def main(arguments: list[str] | None = None) -> None:
