@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ambient_mri import metrics
 from ambient_mri.denoiser import ConditionalDenoiser, Denoiser, GaussianDenoiser
 from ambient_mri.operators import LinearOperator, fft, ifft, sense
 from ambient_mri.sampling import Sampler, SamplerResult
@@ -195,7 +196,9 @@ class PosteriorScene:
 
         nrmse: expected error of the sampler's mean over that of the exact mean, free of the error that a finite number
         of samples adds; nrmse_exact: that of the exact mean, relative to the images. variance and data_variance: of the
-        image and of A x, over the exact ones.
+        image and of A x, over the exact ones; spectrum_1 to spectrum_4: that of the image in quarters of the exact
+        posterior's principal axes, the widest first. coverage90, for 32 samples and more: the share of true values in
+        the central 90 % interval of the samples.
         """
         count, draws = samples.shape[:2]
         mean, spread = samples.mean(1), samples.var(1)
@@ -205,7 +208,15 @@ class PosteriorScene:
         seen = self.operator.forward(centred).abs().square().sum() / (draws - 1)
         in_data = (self.matrix @ self.exact.covariance @ self.matrix.mH).diagonal().real.sum()
         energy = self.world.mean.abs().square() + 2 * self.world.covariance.diagonal().real.reshape_as(self.world.mean)
+        eigenvalues, axes = torch.linalg.eigh(self.exact.covariance)
+        along = (centred.flatten(1) @ axes.conj()).abs().square().sum(dim=0) / (draws - 1) / (2 * count)
+        quarters = enumerate(zip(along.flip(0).chunk(4), eigenvalues.flip(0).chunk(4), strict=True), start=1)
+        found = {f"spectrum_{i}": float(drawn.sum() / wanted.sum()) for i, (drawn, wanted) in quarters}
+        if draws >= metrics.MINIMUM_COVERAGE_SAMPLES:
+            pairs = zip(samples.numpy(), self.truth.numpy(), strict=True)
+            found["coverage90"] = sum(metrics.coverage(x, x0) for x, x0 in pairs) / count
         return {
+            **found,
             "nrmse": float((1 + distance / variance).clamp_min(0).sqrt()),
             "nrmse_exact": float((variance / energy.sum()).sqrt()),
             "variance": float(spread.sum() / (count * variance)),

@@ -18,6 +18,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -72,7 +73,13 @@ class SharedWork(pl.LightningModule):
         return DataLoader(missing[trainer.global_rank :: trainer.world_size], batch_size=None)  # type: ignore[arg-type]
 
     def predict_step(self, index: int, batch_idx: int) -> int:
-        """Make one file; its number."""
+        """Make one file; its number.
+
+        Raises:
+            SIGTERMException: If the process was asked to end, which Lightning notes and looks for in training alone.
+        """
+        if self.trainer.received_sigterm:
+            raise SIGTERMException
         self.make(index, self.device)
         if time.monotonic() - self._said > _SAY_EVERY and self.trainer.is_global_zero:
             self._said = time.monotonic()

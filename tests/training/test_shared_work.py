@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +20,13 @@ def files(folder: Path, present: tuple[int, ...], count: int = 10) -> list[Path]
     for i in present:
         found[i].touch()
     return found
+
+
+def quiet_trainer() -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, inference_mode=False,
+        enable_model_summary=False, use_distributed_sampler=False,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("processes", [1, 3, 8])
@@ -50,12 +59,8 @@ def test_only_what_is_missing_is_made_and_a_second_call_makes_nothing(tmp_path: 
         pieces[index].touch()
 
     network = torch.nn.Linear(1, 1)
-    trainer = pl.Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, inference_mode=False,
-        enable_model_summary=False, use_distributed_sampler=False,
-    )  # fmt: skip
     for _ in range(2):
-        share(SharedWork("test", pieces, make, [network]), trainer)
+        share(SharedWork("test", pieces, make, [network]), quiet_trainer())
     assert made == [(0, "cpu", True, False), (2, "cpu", True, False)]
 
 
@@ -69,3 +74,19 @@ def test_one_gpu_by_name_is_not_several(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(AmbientMRIError, match="cuda:1 is one GPU, and 2 processes take one each: say cuda"):
         processes_on(torch.device("cuda:1"), 2)
+
+
+def test_sigterm_ends_the_work_after_the_file_in_hand(tmp_path: Path) -> None:
+    pieces, made = files(tmp_path, (), 4), []
+
+    def make(index: int, device: torch.device) -> None:
+        made.append(index)
+        if len(made) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        pieces[index].touch()
+
+    with pytest.raises(SystemExit):
+        share(SharedWork("test", pieces, make), quiet_trainer())
+    assert made == [0, 1]
+    share(SharedWork("test", pieces, make), quiet_trainer())
+    assert made == [0, 1, 2, 3]
