@@ -3,9 +3,11 @@
     OUT/<prior>/<sampler>/<scan>/slice_0003.h5      one reconstruction a slice, written whole or not at all
     OUT/evaluation.json, OUT/evaluation.md          result records and the table made from them
 
-A slice whose file is there is not reconstructed again, so that an interrupted evaluation goes on where it stopped; a
-file that was made with other settings is an error, not a result. Scale and noise level are those of the whole volume,
-as in :func:`~ambient_mri.reconstruct.reconstruct`. Reference files are opened for the scores alone.
+A slice whose file is there is not reconstructed again, so that an interrupted evaluation goes on where it stopped. Each
+holds what it was made of (``settings["evaluation"]``); one that was made with another mask, scan, prior, sampler or
+seed, or among other slices, is an error, not a result. Scale and noise level are those of the whole volume, as in
+:func:`~ambient_mri.reconstruct.reconstruct`; coil maps are estimated once a slice. Reference files are opened for the
+scores alone.
 
 Several processes share the slices of every volume (:mod:`ambient_mri.training.shared_work`), one a GPU; their number
 changes no result but for the order of sums. The first one scores.
@@ -13,16 +15,18 @@ changes no result but for the order of sums. The first one scores.
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ambient_mri import metrics
 from ambient_mri._checks import DataError, require
@@ -30,17 +34,27 @@ from ambient_mri.data.files import SliceSelection
 from ambient_mri.data.readers import read_reference
 from ambient_mri.data.writers import read_reconstruction
 from ambient_mri.prior import Prior
-from ambient_mri.reconstruct import Reconstruction, ReconstructionWarning, reconstruct
+from ambient_mri.reconstruct import Reconstruction, reconstruct
+from ambient_mri.reconstruct.shared import SharedSlice
 from ambient_mri.reconstruct.volume import Volume, read_raw
 from ambient_mri.report.records import ResultFile, Row, append_records, read_records
 from ambient_mri.report.tables import markdown_table
 from ambient_mri.sampling import make_sampler
-from ambient_mri.sampling.draw import choose_device
+from ambient_mri.sampling.automatic import given_steps, with_automatic_steps
+from ambient_mri.sampling.draw import choose_device, sample_count
 
 __all__ = ["Evaluation", "pair_files", "reconstructed"]
 
 _KSPACE = (".h5", ".hdf5", ".npz", ".npy")
 _SCORES = ("psnr", "ssim", "nmse", "nrmse")
+# What is compared by a hash, or is long: what is said of it where it differs.
+_UNTOLD = {
+    "scan": "another scan",
+    "mask": "another mask",
+    "weights": "other weights",
+    "architecture": "another architecture",
+    "error_curve": "another error curve",
+}
 
 # make(index, device): write the file of that number.
 _Make: TypeAlias = Callable[[int, torch.device], object]
@@ -83,8 +97,17 @@ def reconstructed(
         options: Of :func:`~ambient_mri.reconstruct.reconstruct`.
     """
     for scan, reference in pairs:
-        found = reconstruct(scan, mask=mask, slices=slices, **options)
+        found = reconstruct(scan, mask=mask, slices=slices, keep_samples=False, **options)
         yield found, read_reference(reference, found.settings["slices"])
+
+
+@dataclass(frozen=True)
+class _Method:
+    """A prior, a sampler's name, and what of both changes a result, as plain data."""
+
+    prior: Prior
+    sampler: str
+    identity: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -107,7 +130,8 @@ class Evaluation:
     Attributes:
         out: Folder of the results.
         samples: Samples a slice.
-        steps: Noise levels; each sampler's own number when None.
+        steps: Noise levels; each sampler's own number when None, ``"auto"`` as for
+            :func:`~ambient_mri.reconstruct.reconstruct`.
         seed: Of the samples.
         device: As for :func:`~ambient_mri.reconstruct.reconstruct`.
         mask: Applied to every scan, where the files are fully sampled.
@@ -117,7 +141,7 @@ class Evaluation:
 
     out: Path
     samples: int = 8
-    steps: int | None = None
+    steps: int | str | None = None
     seed: int = 0
     device: str | torch.device = "auto"
     mask: np.ndarray | None = None
@@ -145,10 +169,7 @@ class Evaluation:
         """
         names = [prior.name for prior in priors]
         require(len(set(names)) == len(names), f"priors must have different names; got {', '.join(names)}.")
-        for prior in priors:
-            for name in samplers:
-                make_sampler(name, self.steps).check_kind(prior.kind)
-        methods = [(prior, name) for prior in priors for name in samplers]
+        methods = [self._method(prior, name) for prior in priors for name in samplers]
         make_all, is_first = _sharing(self.processes, choose_device(self.device))
         with warnings.catch_warnings():
             if not is_first:  # the first process says it
@@ -158,57 +179,73 @@ class Evaluation:
             return None
         path, settings = self.out / "evaluation.json", self._settings()
         for volume, (_, reference) in zip(volumes, pairs, strict=True):
-            for prior, name in methods:
-                rows = self._rows(volume, reference, prior.name, name)
-                append_records(path, "evaluation", command, settings, rows=rows)
+            for method in methods:
+                append_records(path, "evaluation", command, settings, rows=self._rows(volume, reference, method))
         result = read_records(path)
         path.with_suffix(".md").write_text(_table(result))
         return result
 
-    def _reconstruct(self, scan: Path, methods: Sequence[tuple[Prior, str]], make_all: _MakeAll) -> _Volume:
-        """Make the files of a scan's slices that are missing."""
-        raw = read_raw(scan, self.mask, None, self.slices)
+    def _method(self, prior: Prior, sampler: str) -> _Method:
+        """A prior with a sampler.
+
+        Raises:
+            PriorError: If the sampler is not valid for the prior.
+        """
+        made = make_sampler(sampler, given_steps(self.steps))
+        made.check_kind(prior.kind)
+        # Not the recalibration: it changes the standard deviation alone, which is not scored.
+        identity = {
+            **made.describe(),
+            "steps": "auto" if self.steps == "auto" else made.steps,
+            "samples": sample_count(made, self.samples),
+            "seed": self.seed,
+            "prior": prior.name,
+            "prior_kind": prior.kind,
+            "weights": prior.weights_hash(),
+            "architecture": prior.architecture or {"sd": prior.model.sd},
+            "error_curve": _hash(*(getattr(prior.model, f"error_{name}", None) for name in ("sigmas", "values"))),
+        }
+        return _Method(prior, sampler, json.loads(json.dumps(identity)))
+
+    def _reconstruct(self, scan: Path, methods: Sequence[_Method], make_all: _MakeAll) -> _Volume:
+        """Make the files of a scan's slices that are missing, after a look at what the others were made with."""
+        raw = read_raw(scan, slices=self.slices)
+        geometry = np.array(raw.recon_shape), np.array(raw.acquired_extent)
+        of_scan = _hash(raw.kspace, raw.mask, raw.coil_maps, raw.noise_std, *geometry)
+        origin: dict[str, Any] = {"scan": of_scan, "slices": list(raw.slice_indices)}
+        raw = raw if self.mask is None else read_raw(raw, self.mask)
+        origin["mask"] = _hash(raw.mask)
         found = _Volume(scan.stem, tuple(raw.slice_indices), raw.acceleration)
-        work = [(*m, i, file) for m in methods for i, file in enumerate(found.files(self._folder(m[0].name, m[1])))]
+        # A process's share of the slices in turn, each with all methods: its coil maps are estimated once.
+        blocks = range(0, len(raw), self.processes)
+        order = [(i, m) for b in blocks for m in methods for i in range(b, min(b + self.processes, len(raw)))]
+        files = [found.files(self._folder(m))[i] for i, m in order]
+        for (_, method), file in zip(order, files, strict=True):
+            if file.is_file():
+                _check_origin(file, {**method.identity, **origin})
         measured = cache(lambda: Volume.measure(raw))
+        shared = lru_cache(maxsize=1)(lambda i: SharedSlice.of(measured(), i))
 
         def make(index: int, device: torch.device) -> None:
-            (prior, sampler, i, file), volume = work[index], measured()
-            with warnings.catch_warnings():  # in the settings of every file
-                warnings.simplefilter("ignore", ReconstructionWarning)
-                made = reconstruct(
-                    raw,
-                    prior=prior,
-                    slices=[i],
-                    scale=volume.scale,
-                    noise_std=float(volume.noise_std[i]) * volume.scale,
-                    sampler=sampler,
-                    samples=self.samples,
-                    steps=self.steps,
-                    seed=self.seed,
-                    device=device,
-                    progress=False,
-                )
-            file.parent.mkdir(parents=True, exist_ok=True)
-            made.save(file)
+            i, method = order[index]
+            sampler, prior = make_sampler(method.sampler, given_steps(self.steps)), method.prior.to(device)
+            if self.steps == "auto":
+                level = measured().noise_std[list(measured().held)].median()
+                sampler = with_automatic_steps(sampler, prior.model, float(level))
+            made = shared(i).reconstruct(prior, sampler, samples=self.samples, seed=self.seed, device=device)
+            made.settings["evaluation"] = {**method.identity, **origin}
+            files[index].parent.mkdir(parents=True, exist_ok=True)
+            made.save(files[index])
 
-        make_all([file for *_, file in work], make, [prior.model for prior, _ in methods])
+        make_all(files, make, [method.prior.model for method in methods])
         return found
 
-    def _folder(self, prior: str, sampler: str) -> Path:
-        return self.out / prior / sampler
+    def _folder(self, method: _Method) -> Path:
+        return self.out / method.prior.name / method.sampler
 
-    def _rows(self, volume: _Volume, reference: Path, prior: str, sampler: str) -> list[Row]:
+    def _rows(self, volume: _Volume, reference: Path, method: _Method) -> list[Row]:
         """Scores of one volume."""
-        files = volume.files(self._folder(prior, sampler))
-        contents = [read_reconstruction(file) for file in files]
-        described = make_sampler(sampler, self.steps).describe()
-        for file, content in zip(files, contents, strict=True):
-            made = content["settings"]
-            same = made["sampler"] == described and made["seed"] == self.seed and made["prior"] == prior
-            drawn = made["samples"] == (self.samples if make_sampler(sampler).stochastic else 1)
-            message = f"{file} was made with other settings. Choose another --out, or remove it."
-            require(same and drawn, message, DataError)
+        contents = [read_reconstruction(file) for file in volume.files(self._folder(method))]
         image = np.concatenate([content["reconstruction"] for content in contents])
         truth = read_reference(reference, list(volume.slices))
         require(
@@ -221,21 +258,47 @@ class Evaluation:
         estimate = f"mean{made[0]['samples']}" if made[0]["samples"] > 1 else "point"
         shared: Row = {
             "case": volume.stem,
-            "method": f"{_identifier(prior)}/{sampler}/{estimate}",
+            "method": f"{_identifier(method.prior.name)}/{method.sampler}/{estimate}",
             "acceleration": round(volume.acceleration, 2),
-            "nfe": made[0]["run"]["evaluations"],
+            "nfe": max(m["run"]["evaluations"] for m in made),
             "seconds": float(np.mean([m["seconds"] for m in made])),
             "n": len(image),
             "ci95": None,
         }
         values = {name: getattr(metrics, name)(truth, image) for name in _SCORES}
-        residual = float(np.mean([content["residual"] for content in contents]))
-        values["chi2_residual"] = residual if np.isfinite(residual) else None
+        residual = np.concatenate([content["residual"] for content in contents])
+        known = residual[np.isfinite(residual)]  # not of a slice without signal, or a scan without noise
+        values["chi2_residual"] = float(known.mean()) if len(known) else None
         return [{**shared, "metric": name, "value": value} for name, value in values.items()]
 
     def _settings(self) -> dict[str, Any]:
         slices = None if self.slices is None else str(self.slices)
         return {"samples": self.samples, "steps": self.steps, "seed": self.seed, "slices": slices}
+
+
+def _hash(*arrays: np.ndarray | Tensor | None) -> str:
+    """The first 16 digits of a SHA-256 of arrays, their shapes and types."""
+    digest = sha256()
+    for array in arrays:
+        values = np.ascontiguousarray(array.detach().cpu().numpy() if isinstance(array, Tensor) else array)
+        digest.update(f"{values.dtype} {values.shape}".encode())
+        if array is not None:
+            digest.update(values.data)
+    return digest.hexdigest()[:16]
+
+
+def _check_origin(file: Path, wanted: Mapping[str, Any]) -> None:
+    """Raise unless the file was made of what is wanted now."""
+    found = read_reconstruction(file)["settings"].get("evaluation")
+    fix = "Choose another --out, or remove it."
+    if found is None:
+        raise DataError(f"{file} does not say what it was made of: an earlier version wrote it. {fix}")
+    differ = []
+    for key in wanted.keys() | found.keys():
+        old, new = found.get(key), wanted.get(key)
+        if old != new and not (key == "scan" and found.get("slices") != wanted.get("slices")):
+            differ.append(_UNTOLD.get(key, f"{key} {old}, now {new}"))
+    require(not differ, f"{file} was made with other settings ({'; '.join(sorted(differ))}). {fix}", DataError)
 
 
 def _sharing(processes: int, device: torch.device) -> tuple[_MakeAll, bool]:

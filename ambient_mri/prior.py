@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,13 @@ class Prior:
         """Move the model, in place; returns itself."""
         self.model.to(device)
         return self
+
+    def weights_hash(self) -> str:
+        """The first 16 digits of a SHA-256 of the weights' names and values: which they are, whatever their name."""
+        digest = sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @classmethod
     def from_pretrained(
@@ -173,7 +181,7 @@ def load_prior(source: str | Path | Prior, *, device: torch.device | str = "cpu"
         PriorError,
     )
     curve = card.get("error_curve")
-    if curve and isinstance(model, Denoiser):
+    if curve:
         model.set_error_curve(torch.tensor(curve["sigma"]), torch.tensor(curve["error"]))
     reserved = ("format_version", "name", "kind", "architecture", "error_curve", "noise_domain")
     metadata = {k: v for k, v in card.items() if k not in reserved}
@@ -242,7 +250,7 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         raise PriorError(f"{path} does not fit the architecture in prior.json: {error}") from error
 
 
-def _curve(model: nn.Module) -> dict[str, list[float]] | None:
-    if not isinstance(model, Denoiser) or model.error_sigmas.numel() == 0:
+def _curve(model: Denoiser | ConditionalDenoiser) -> dict[str, list[float]] | None:
+    if model.error_sigmas.numel() == 0:
         return None
     return {"sigma": model.error_sigmas.tolist(), "error": model.error_values.tolist()}

@@ -28,12 +28,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ambient_mri._checks import AmbientMRIError, PriorError, check_option, check_positive, require
+from ambient_mri._checks import PriorError, check_option, check_positive, require
 from ambient_mri.denoiser import Denoiser
 from ambient_mri.operators import LinearOperator
 from ambient_mri.prior import Prior
 from ambient_mri.sampling import Sampler, make_sampler
-from ambient_mri.sampling.automatic import with_automatic_steps
+from ambient_mri.sampling.automatic import given_steps, with_automatic_steps
+from ambient_mri.sampling.batching import rows_per_batch
 from ambient_mri.sampling.draw import (
     PriorLike,
     as_prior,
@@ -41,10 +42,10 @@ from ambient_mri.sampling.draw import (
     describe_draw,
     draw,
     progress_bar,
-    rows_per_batch,
     sample_count,
 )
 from ambient_mri.tensors import per_row
+from ambient_mri.uncertainty import Spread, kept_samples, recalibration_factor
 
 __all__ = ["Solution", "solve"]
 
@@ -58,7 +59,8 @@ class Solution:
 
     Attributes:
         mean: (b, c, H, W) mean of the samples.
-        std: Standard deviation of the samples (of both parts together, where complex); None for a single sample.
+        std: Standard deviation of the samples (of both parts together, where complex), times the prior's recalibration
+            factor where it has one for the sampler (``settings["recalibration"]``); None for a single sample.
         samples: (b, samples, c, H, W), or None where they were not kept.
         residual: (b,) chi^2 = ||y - A x||^2 / (m noise_std^2), mean over the samples; near 1 for honest samples, NaN
             where noise_std is 0.
@@ -76,8 +78,13 @@ class Solution:
         """How the sampler's first batch went: evaluations, sigma range, data step, iterations, residual."""
         return self.settings["run"]
 
+    @property
+    def recalibration_factor(self) -> float:
+        """Factor that ``std`` contains; the prior's card says on which scans it was measured."""
+        return recalibration_factor(self.settings)
+
     def quantile(self, q: float) -> Tensor:
-        """Pixel-wise quantile of the samples, of their magnitude where complex, (b, c, H, W).
+        """Pixel-wise quantile of the samples, of their magnitude where complex, (b, c, H, W); recalibrated as ``std``.
 
         Args:
             q: Between 0 and 1.
@@ -85,11 +92,24 @@ class Solution:
         Raises:
             AmbientMRIError: If the samples were not kept, or ``q`` is no quantile.
         """
-        if self.samples is None:
-            raise AmbientMRIError("quantiles need the samples: call solve(..., keep_samples=True).")
-        require(0 <= q <= 1, f"a quantile lies between 0 and 1; got {q}.")
-        values = self.samples.abs() if self.samples.is_complex() else self.samples
-        return values.quantile(q, dim=1)
+        return torch.from_numpy(self._spread.quantile(q)).to(self.mean.real.dtype)
+
+    def principal_components(self, k: int = 3) -> tuple[Tensor, Tensor]:
+        """The k directions in which the samples differ most, images (b, k, c, H, W) of norm one.
+
+        Returns:
+            The images, and the standard deviation along each, (b, k), recalibrated as ``std``
+            (see :mod:`ambient_mri.uncertainty`).
+
+        Raises:
+            AmbientMRIError: If the samples were not kept, or there are not more than k of them.
+        """
+        images, deviation = self._spread.principal_components(k)
+        return torch.from_numpy(images), torch.from_numpy(deviation).to(self.mean.real.dtype)
+
+    @property
+    def _spread(self) -> Spread:
+        return Spread(kept_samples(self.samples, "solve").numpy(), self.recalibration_factor)
 
 
 def _check_channels(y: Tensor, operator: LinearOperator, prior: Prior) -> None:
@@ -192,9 +212,7 @@ def solve(
         "from_sigpy, from_deepinv or from_scipy, or write a subclass with forward and adjoint.",
     )
     where = y.device if device is None else choose_device(device)
-    if isinstance(steps, str):
-        check_option("steps", steps, ("auto",))
-    method, loaded = make_sampler(sampler, None if isinstance(steps, str) else steps), as_prior(prior, where)
+    method, loaded = make_sampler(sampler, given_steps(steps)), as_prior(prior, where)
     model = loaded.model
     if not isinstance(model, Denoiser):
         raise PriorError(
@@ -231,5 +249,6 @@ def solve(
             progress=bar.update,
         )
     settings = {**describe_draw(loaded, method, count, seed, where), "operator": repr(operator), "run": drawn.status}
-    mean, std, kept = (None if x is None else x * unit for x in (drawn.mean, drawn.std, drawn.samples))
-    return Solution(mean, std, kept, drawn.residual.mean(dim=1), settings | {"scale": unit})  # type: ignore[arg-type]
+    std = None if drawn.std is None else drawn.std * (unit * recalibration_factor(settings))
+    kept = None if drawn.samples is None else drawn.samples * unit
+    return Solution(drawn.mean * unit, std, kept, drawn.residual.mean(dim=1), settings | {"scale": unit})

@@ -22,15 +22,25 @@ Angelopoulos et al. 2022, arXiv:2202.05265 (calibrated intervals for images).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from ambient_mri._checks import require
+from ambient_mri._checks import AmbientMRIError, require
 
-__all__ = ["CALIBRATION_LEVEL", "Recalibration", "principal_components", "recalibrate"]
+__all__ = [
+    "CALIBRATION_LEVEL",
+    "Recalibration",
+    "Spread",
+    "kept_samples",
+    "principal_components",
+    "recalibrate",
+    "recalibration_factor",
+]
+
+Kept = TypeVar("Kept")
 
 CALIBRATION_LEVEL = 0.9
 # Of a case's largest standard deviation: pixels below it have no spread that a factor could correct.
@@ -41,13 +51,13 @@ def principal_components(samples: np.ndarray, k: int) -> tuple[np.ndarray, np.nd
     """The directions of largest variance of samples, and their standard deviations.
 
     Args:
-        samples: (K, H, W) real or complex, K >= 2.
+        samples: (K, ..., H, W) real or complex, K >= 2.
         k: How many, at most K - 1.
 
     Returns:
-        Images (k, H, W) of norm one, the dtype of ``samples``, orthogonal to each other; and the standard deviation of
-        the samples along each, (k,), by falling size. The sign (phase) is that with a positive real sum against the
-        first sample's deviation.
+        Images (k, ..., H, W) of norm one, the dtype of ``samples``, orthogonal to each other; and the standard
+        deviation of the samples along each, (k,), by falling size. The sign (phase) is that with a positive real sum
+        against the first sample's deviation.
 
     Raises:
         AmbientMRIError: If there are too few samples.
@@ -65,6 +75,52 @@ def principal_components(samples: np.ndarray, k: int) -> tuple[np.ndarray, np.nd
     turn = images.conj() @ centred[0]
     images = images * np.where(np.abs(turn) > 0, turn / np.maximum(np.abs(turn), 1e-300), 1)[:, None]
     return images.reshape(k, *samples.shape[1:]).astype(samples.dtype), np.sqrt(values / (count - 1))
+
+
+def recalibration_factor(settings: Mapping[str, Any]) -> float:
+    """c of a result's ``settings["recalibration"]``; 1 where its prior has none for the sampler."""
+    return float((settings.get("recalibration") or {}).get("factor", 1.0))
+
+
+def kept_samples(samples: Kept | None, function: str) -> Kept:
+    """The samples of a result of ``function``.
+
+    Raises:
+        AmbientMRIError: If they were not kept.
+    """
+    if samples is None:
+        raise AmbientMRIError(f"the samples were not kept: call {function}(..., keep_samples=True).")
+    return samples
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What the samples of several images say of their uncertainty, recalibrated.
+
+    Attributes:
+        samples: (n, K, ...) real or complex.
+        factor: c, of every distance from the middle.
+    """
+
+    samples: np.ndarray
+    factor: float = 1.0
+
+    def quantile(self, q: float) -> np.ndarray:
+        """Pixel-wise quantile, of abs(sample) where complex, its distance from the median times c: (n, ...).
+
+        Raises:
+            AmbientMRIError: If ``q`` is no quantile.
+        """
+        require(0 <= q <= 1, f"a quantile lies between 0 and 1; got {q}.")
+        values = np.abs(self.samples) if np.iscomplexobj(self.samples) else self.samples
+        middle, found = np.quantile(values, (0.5, q), axis=1)
+        return middle + self.factor * (found - middle)
+
+    def principal_components(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """:func:`principal_components` of each image's samples: (n, k, ...), and times c along each, (n, k)."""
+        each = [principal_components(samples, k) for samples in self.samples]
+        images, deviation = (np.stack(part) for part in zip(*each, strict=True))
+        return images, self.factor * deviation
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))  # the tables are those that the benchmarks write
 
 from ambient_mri.report.records import ResultFile, read_records  # noqa: E402
 from ambient_mri.report.tables import markdown_table  # noqa: E402
-from benchmarks.quality.tables import heads_table, standard_table, summary_table  # noqa: E402
+from benchmarks.quality.tables import heads_table, native_table, standard_table, summary_table  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -66,12 +66,13 @@ BLOCKS: dict[str, tuple[str, Callable[[ResultFile], str], tuple[str, ...]]] = {
     "demo": ("demo.json", demo_table, ("README.md",)),
     "maps": ("maps.json", maps_table, ("benchmarks/README.md",)),
     "full": ("reconstruct_full.json", heads_table, ("benchmarks/README.md",)),
+    "native": ("reconstruct_native.json", native_table, ("benchmarks/README.md",)),
     "selection": ("selection.json", selection_table, ("benchmarks/README.md",)),
     "robustness": ("robustness.json", robustness_tables, ("benchmarks/README.md",)),
     "cost": ("cost.json", cost_tables, ("benchmarks/README.md",)),
 }
 # Written where a page has room for them.
-OPTIONAL = ("full", "selection", "robustness", "cost")
+OPTIONAL = ("full", "native", "selection", "robustness", "cost")
 
 
 def rendered(text: str, name: str, content: str) -> str:

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ambient_mri.data.phantom import BrainPhantom
+from ambient_mri.data.simulate import Simulation
 from ambient_mri.prior import Prior, build_model
 from ambient_mri.report.records import Row, read_records
 from benchmarks.quality import cases, cost, reconstruct, robustness, shifts, tables
 from benchmarks.quality.ledger import Ledger, provenance, recorded_command
+from tests.data.fastmri_files import header_xml
 
 TINY = {"name": "UNet", "channels": 8, "multipliers": [1], "fold": 4}
 
@@ -44,6 +47,13 @@ def test_drawn_masks_differ_and_are_the_same_in_every_run() -> None:
             else:
                 outer = np.flatnonzero(np.delete(np.arange(128) * first, np.arange(start, start + lines)))
                 assert outer.size >= (128 - lines) // rate - 1
+
+
+@pytest.mark.parametrize(("width", "lines"), [(180, 16), (256, 24), (48, 4)])
+def test_masks_of_other_widths_have_calibration_lines_in_proportion(width: int, lines: int) -> None:
+    (mask,) = cases.drawn_masks("random", 4, 1, (33, width))
+    start = (width - lines + 1) // 2
+    assert mask.sum() == width // 4 and mask[start : start + lines].all()
 
 
 def test_support_is_the_object_dilated_without_holes() -> None:
@@ -228,8 +238,12 @@ def test_cost_plans_every_method_and_draws_its_figure(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(cost, "rows_of", measured)
     arguments = ["--prior", prior, "--label", "em", "--baselines", "l1_wavelet", "--steps", "2", "5"]
+    arguments += ["--adps", f"published={saved(tmp_path / 'edm', 'ambient', preconditioning='edm')}"]
+    arguments += ["--ssdu", f"ssdu_weighted={saved(tmp_path / 'ssdu', 'feedforward')}"]
     cost.main([*arguments, "--out", str(tmp_path)])
+    assert set(read_records(tmp_path / "cost.json").settings["priors"]) == {"em", "published", "ssdu_weighted"}
     text = (tmp_path / "cost.md").read_text()
+    assert "| published/adps/sample | 500 | cpu | 30.00 |" in text and "| ssdu_weighted | 1 | cpu | 30.00 |" in text
     assert "| em/split_gibbs/mean8 | 5 | cpu | 30.00 | 30.000 | 2 s | 2 s | 500 MiB |" in text
     for factor, value in (("coils", 32), ("size", 256), ("samples", 16), ("slices", 4)):
         assert f"| {factor} | {value} | em/split_gibbs | cpu | 2 s |" in text
@@ -244,3 +258,58 @@ def test_a_cost_is_measured(tmp_path: Path) -> None:
     found = cost.measure_here(spec, prior)
     assert found["wall"] > 0 and found["processor"] > 0 and found["peak_memory_mb"] > 50
     assert cost.measure_here(cost.Spec("growth", "zero_filled", coils=2, size=32), None)["factors"] == {}
+
+
+def test_published_methods_are_measured_as_ours_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = tmp_path / "speed_adps.json"
+    Ledger(record, "c", {"likelihood_weight": {"weight": 0.7}}).add([row("a", 0, "ambient/adps/sample", 1.0)])
+    monkeypatch.setattr(cost, "ADPS_RECORD", record)
+    spec = cost.Spec("growth", "published/adps/sample", steps=2, samples=1, coils=2, size=32)
+    case = cost.grown(spec)
+    run, factors = cost.work(spec, case, str(saved(tmp_path / "edm", "ambient", preconditioning="edm")))
+    assert factors == {"nfe": 2, "gradients": 2, "regularisation": 0.7}
+    two, one = run(2), run(1)
+    assert two.shape == (32, 32) and np.isfinite(two).all() and not np.allclose(one, two)
+    monkeypatch.setattr(cost, "step_length", lambda: 1e-6)  # the data have next to no say
+    free, _ = cost.work(spec, case, str(tmp_path / "edm"))
+    assert not np.allclose(free(2), two)
+    spec = cost.Spec("growth", "ssdu_weighted", steps=1, samples=1, coils=2, size=32)
+    found = cost.measure_here(spec, str(saved(tmp_path / "ssdu", "feedforward")))
+    assert found["factors"] == {"nfe": 1, "gradients": 0} and found["wall"] > 0
+    monkeypatch.undo()
+    monkeypatch.setattr(cost, "ADPS_RECORD", tmp_path / "none.json")
+    with pytest.raises(SystemExit, match=r"run `python benchmarks/speed/adps\.py` first"):
+        cost.step_length()
+
+
+def test_the_native_table_takes_every_scan_at_its_own_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import h5py
+
+    root = tmp_path / "data"
+    (root / "multicoil_val").mkdir(parents=True)
+    for index, shape in enumerate(((33, 48), (48, 32))):
+        image = BrainPhantom(48, seed=3).volume(index, 3)[1:2, : shape[0], : shape[1]]
+        scanner = Simulation(coils=(4, 4), noise_std=(0.01, 0.01), turn=False)
+        _, kspace, _ = cases.simulated("x", image, scanner, f"native {index}")
+        with h5py.File(root / "multicoil_val" / f"head_{index}.h5", "w") as handle:
+            handle["kspace"] = kspace
+            handle["ismrmrd_header"] = header_xml(encoded=shape, recon=shape).encode()
+            handle.attrs["acquisition"] = "AXT1"
+    with pytest.raises(SystemExit):
+        reconstruct.main(["--native"])  # no data folder
+    monkeypatch.setenv("AMBIENT_MRI_DATA", str(root))
+    clean = saved(tmp_path / "clean", "clean")
+    arguments = ["--native", "--clean", f"tiny={clean}", "--out", str(tmp_path)]
+    default = reconstruct.parse(arguments)
+    assert default.baselines == ["l1_wavelet"] and (default.samples, default.steps) == (8, 25)
+    reconstruct.main([*arguments, "--samples", "2", "--steps", "1", "--accelerations", "4", "--no-baselines"])
+    result = read_records(tmp_path / "reconstruct_native.json")
+    assert {r["case"] for r in result.rows} == {"head_0_33x48", "head_1_48x32"}
+    assert {r["law"] for r in result.rows} == {"random", "equispaced"} and {r["masks"] for r in result.rows} == {
+        "drawn"
+    }
+    methods = {"zero_filled", "tiny/split_gibbs/mean2", "tiny/split_gibbs/sample"}
+    assert {r["method"] for r in result.rows} == methods
+    assert result.settings["data"] == "multicoil_val at native sizes, drawn masks (real scans)"
+    text = (tmp_path / "reconstruct_native.md").read_text()
+    assert "| head_0_33x48 | equispaced | 4 |" in text and "tiny/split_gibbs/sample" not in text

@@ -122,13 +122,15 @@ class TestFindAcs:
 
 
 class TestEspirit:
-    @pytest.mark.parametrize("size", [(48, 40), (45, 51)])
-    @pytest.mark.parametrize("coils", [2, 8])
+    @pytest.mark.parametrize(
+        ("coils", "size"), [(2, (48, 40)), (2, (45, 51)), (8, (48, 40)), (8, (45, 51)), (64, (33, 28))]
+    )
     def test_recovers_known_maps(self, size: tuple[int, int], coils: int) -> None:
         kspace, maps, support = scan(coils, size)
         acs = find_acs(FULL, size).limited(24)
         found, eigenvalue = espirit(kspace, acs)
         assert agreement(found, maps, support) > 0.9995
+        assert float((found.conj() * maps).sum(dim=1).abs()[..., support].min()) > 0.99  # no holes
         assert float(eigenvalue[0, 0, support].mean()) > 0.99
         torch.testing.assert_close(found.norm(dim=1), torch.ones(1, *size))
 
@@ -212,6 +214,54 @@ class TestEspirit:
         assert patches.shape == (19 * 19, 6 * 36)
         largest = float(torch.linalg.matrix_norm(patches, 2))
         assert calibration._noise_edge(patches, 0.3) == pytest.approx(largest, rel=0.1)
+
+    def test_the_region_may_be_a_number_of_samples_or_a_mask(self) -> None:
+        kspace, _, _ = scan(3, (40, 37))
+        region = AcsRegion.central((40, 37), 24)
+        assert region.shape == (24, 24)
+        expected = espirit(kspace, region)[0]
+        for named in (24, FULL, lines(37, 24, step=37).expand(1, 1, 40, 37)):
+            assert torch.equal(espirit(kspace, named)[0], expected)
+        assert torch.equal(
+            espirit(kspace, lines(37, 8))[0], espirit(kspace, find_acs(lines(37, 8), (40, 37)).limited(24))[0]
+        )
+
+    @pytest.mark.parametrize(
+        ("acs", "message"),
+        [
+            (lines(20, 0), "the mask passed as acs leaves out the zero frequency"),
+            (0, "acs must be at least 1 sample a side; got 0"),
+            (
+                True,
+                r"acs must be a calibration region .*, a bool mask tensor, or the number of samples a side; got bool",
+            ),
+            (np.ones((24, 20), bool), "or the number of samples a side; got ndarray"),
+            (
+                AcsRegion.central((24, 24), 8),
+                r"acs is a region of k-space of shape \(24, 24\), but kspace has \(24, 20\)",
+            ),
+        ],
+    )
+    def test_what_is_no_region_is_named(self, acs: object, message: str) -> None:
+        with pytest.raises(AmbientMRIError, match=message):
+            espirit(scan(3, (24, 20))[0], acs)  # type: ignore[arg-type]
+
+    def test_values_that_are_not_finite_are_named_with_their_place(self) -> None:
+        kspace, _, _ = scan(3, (24, 20))
+        expected = espirit(kspace, 8)[0]
+        kspace[0, 2, 0, 1] = float("inf")
+        assert torch.equal(espirit(kspace, 8)[0], expected)  # only the region is read
+        kspace[0, 1, 12, 10] = float("nan")
+        kspace[0, 2, 0, 1] = 0
+        message = (
+            r"kspace holds 1 non-finite values .* index \(0, 1, 12, 10\)\. Set these samples to 0 and take them out"
+        )
+        with pytest.raises(AmbientMRIError, match=message):
+            espirit(kspace, 8)
+        with pytest.raises(AmbientMRIError, match=message):
+            estimate_coil_maps(kspace, FULL)
+        with pytest.raises(AmbientMRIError, match=r"kspace must be complex \(batch, coils, H, W\)"):
+            espirit(kspace[0], 8)
 
     def test_errors(self) -> None:
         kspace, _, _ = scan(3, (24, 20))
@@ -352,6 +402,60 @@ class TestEstimateCoilMaps:
         assert "has no ACS lines" in found.warnings[0]
         torch.testing.assert_close(found.maps.norm(dim=1), torch.ones(1, 64, 60))
 
+    @pytest.mark.parametrize("absorb", [False, True])
+    def test_rows_with_masks_of_their_own_are_calibrated_by_their_own_lines(self, absorb: bool) -> None:
+        """Every row as it would be alone, and with its own phase, method and words."""
+        kspace, _, _ = scan(6, (64, 60), noise_std=0.01, batch=4)
+        mask = torch.cat([lines(60, acs) for acs in (5, 14, 1, 5)])
+        kspace, noise = kspace * mask, torch.tensor([0.01, 0.02, 0.01, 0.03])
+        together = estimate_coil_maps(kspace, mask, noise_std=noise, absorb=absorb)
+        for row in range(4):
+            one = slice(row, row + 1)
+            alone = estimate_coil_maps(kspace[one], mask[one], noise_std=noise[one], absorb=absorb)
+            torch.testing.assert_close(together.maps[one], alone.maps, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(together.phase[one], alone.phase, rtol=1e-4, atol=1e-5)
+            assert together.sources[row] == alone.sources[0]
+        assert together.method == "espirit/torch, low_resolution"
+        assert [s.acs.num_lines for s in together.sources if s.acs] == [5, 14, 1, 5]
+        assert together.acs is not None and together.acs.num_lines == 1
+        assert [text.split(":")[0] for text in together.warnings] == [
+            "coil maps come from 5 ACS lines (24 are usual)",
+            "coil maps come from 14 ACS lines (24 are usual)",
+            "only 1 ACS line (ESPIRiT needs 2)",
+        ]
+        assert together.eigenvalue is not None and not bool(together.eigenvalue[2].any())
+
+    @pytest.mark.parametrize("backend", ["torch", "sigpy", pytest.param("bart", marks=needs_bart)])
+    def test_rows_without_signal_get_flat_maps_and_a_warning(self, backend: str) -> None:
+        kspace, _, _ = scan(4, (40, 36), batch=4)
+        kspace[[0, 2]] = 0
+        found = estimate_coil_maps(kspace, FULL, backend=backend)
+        others = estimate_coil_maps(kspace[[1, 3]], FULL, backend=backend)
+        assert torch.equal(found.maps[[1, 3]], others.maps) and torch.equal(found.phase[[1, 3]], others.phase)
+        assert torch.equal(found.maps[[0, 2]], torch.full((2, 4, 40, 36), 0.5, dtype=torch.complex64))
+        assert found.eigenvalue is not None and others.eigenvalue is not None
+        assert torch.equal(found.eigenvalue[[1, 3]], others.eigenvalue)
+        assert not bool(found.eigenvalue[[0, 2]].any()) and not bool(found.phase[[0, 2]].any())
+        assert found.method == others.method and found.acs == others.acs
+        assert found.warnings == (
+            "slices [0, 2] hold nothing but zeros: their coil maps are flat, the same for every coil.",
+        )
+
+    def test_nothing_but_zeros_at_all(self) -> None:
+        found = estimate_coil_maps(torch.zeros(2, 4, 40, 36, dtype=torch.complex64), lines(36, 12))
+        assert found.method == "flat" and found.acs is None and found.eigenvalue is not None
+        assert not bool(found.eigenvalue.any()) and bool((found.maps == 0.5).all())
+        assert "slices [0, 1] hold nothing but zeros" in found.warnings[0]
+
+    def test_signal_outside_the_calibration_region_alone_is_an_error(self) -> None:
+        kspace, _, _ = scan(4, (40, 36), batch=3)
+        kspace[0] = 0
+        kspace[2, :, 8:32, 6:30] = 0
+        with pytest.raises(
+            AmbientMRIError, match=r"calibration region of slices \[2\]\. Is the k-space .* not centred"
+        ):
+            estimate_coil_maps(kspace, FULL)
+
     def test_sigpy_backend(self) -> None:
         kspace, _, support = scan(5, (48, 45), batch=2)
         ours, theirs = (estimate_coil_maps(kspace, FULL, backend=name) for name in ("torch", "sigpy"))
@@ -398,6 +502,9 @@ class TestEstimateCoilMaps:
             estimate_coil_maps(kspace, FULL, backend="matlab")
         with pytest.raises(AmbientMRIError, match=r"kspace must be complex \(batch, coils, H, W\)"):
             estimate_coil_maps(kspace.real, FULL)
+        for mask in (FULL.expand(2, 1, 1, 1), FULL.float(), lines(32, 8)):
+            with pytest.raises(AmbientMRIError, match=r"mask must be bool and broadcast to \(1, 1, 32, 30\)"):
+                estimate_coil_maps(kspace, mask)
         kspace[0, 1, 2, 3] = float("nan")
         with pytest.raises(AmbientMRIError, match=r"kspace holds 1 non-finite values .* \(0, 1, 2, 3\)"):
             estimate_coil_maps(kspace, FULL)
@@ -417,6 +524,15 @@ class TestRealHeads:
         )
         magnitude = ifft(kspace).norm(dim=1)[0]
         assert agreement(ours, theirs, magnitude > 0.1 * magnitude.max()) > 0.9999
+
+    @pytest.mark.parametrize("acs", [12, 24])
+    def test_no_holes(self, kspace: Tensor, acs: int) -> None:
+        """|S^H x| / ||x|| in every pixel of the object: a hole in the maps loses signal there."""
+        images, mask = ifft(kspace), lines(128, acs)
+        maps = estimate_coil_maps(kspace * mask, mask).maps
+        magnitude = images.norm(dim=1)
+        seen = (maps.conj() * images).sum(dim=1).abs() / magnitude
+        assert float(seen[magnitude > 0.1 * magnitude.max()].min()) > 0.9
 
     @needs_bart
     @pytest.mark.parametrize("acs", [8, 12, 24])

@@ -7,19 +7,25 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import torch
 
-from ambient_mri import cli, metrics, reconstruct
+from ambient_mri import Reconstruction, cli, metrics, reconstruct
 from ambient_mri._checks import AmbientMRIError, DataError
 from ambient_mri.data.readers import read_reference
+from ambient_mri.data.writers import read_reconstruction
 from ambient_mri.evaluation import Evaluation, pair_files
 from ambient_mri.operators.fourier import fft, ifft
 from ambient_mri.prior import Prior, build_model, load_prior
+from ambient_mri.reconstruct import volume
+from ambient_mri.reconstruct.shared import SharedSlice
 from ambient_mri.report.records import read_records
 from ambient_mri.tensors import complex_randn, keyed_generator
 from tests.data.fastmri_files import header_xml
@@ -79,13 +85,13 @@ def test_every_slice_is_made_once_and_scores_are_those_of_the_volume(
 
     # An interrupted run: two slices are missing, and nothing else is made again.
     made: list[int] = []
-    original = reconstruct
+    original = SharedSlice.reconstruct
 
-    def counted(*args: object, **options: object) -> object:
-        made.append(options["slices"][0])  # type: ignore[index]
-        return original(*args, **options)  # type: ignore[arg-type]
+    def counted(self: SharedSlice, *args: Any, **options: Any) -> Reconstruction:
+        made.append(self.raw.slice_indices[0])
+        return original(self, *args, **options)
 
-    monkeypatch.setattr("ambient_mri.evaluation.reconstruct", counted)
+    monkeypatch.setattr(SharedSlice, "reconstruct", counted)
     for name in ("a/slice_0002.h5", "b/slice_0000.h5"):
         (tmp_path / "out/tiny/dds" / name).unlink()
     again = plan.run(pairs, [prior], ["split_gibbs", "dds"])
@@ -93,8 +99,123 @@ def test_every_slice_is_made_once_and_scores_are_those_of_the_volume(
     values = lambda result: {(r["case"], r["method"], r["metric"]): r["value"] for r in result.rows}  # noqa: E731
     assert values(again) == pytest.approx(values(first), rel=1e-5)
 
-    with pytest.raises(DataError, match=r"was made with other settings\. Choose another --out"):
-        Evaluation(tmp_path / "out", samples=2, steps=4, mask=mask).run(pairs, [prior], ["dds"])
+    changed: dict[str, dict[str, Any]] = {"steps 3, now 4": {"steps": 4}, "samples 2, now 3": {"samples": 3}}
+    changed |= {"seed 0, now 1": {"seed": 1}, r"slices \[0, 1, 2\], now \[0, 1\]": {"slices": slice(0, 2)}}
+    for told, options in changed.items():
+        with pytest.raises(DataError, match=rf"h5 was made with other settings \({told}\)\. Choose another --out, or"):
+            replace(plan, **options).run(pairs, [prior], ["dds"])
+    assert made == [2, 0]
+
+
+def one_pair(root: Path) -> list[tuple[Path, Path]]:
+    return [(root / "scans" / "a.h5", root / "scans" / "a.h5")]
+
+
+def denser(mask: np.ndarray) -> np.ndarray:
+    """R = 1.6 of R = 2.4."""
+    return mask | (np.arange(SIZE) % 2 == 0)
+
+
+@pytest.mark.filterwarnings("ignore::ambient_mri.reconstruct.ReconstructionWarning")
+def test_files_of_another_mask_or_prior_or_scan_are_never_taken_for_results(root: Path, tmp_path: Path) -> None:
+    mask, prior = np.load(root / "mask.npy"), load_prior(root / "prior")
+    plan = Evaluation(tmp_path / "out", samples=1, steps=2, mask=denser(mask), slices=slice(0, 1))
+    first = plan.run(one_pair(root), [prior], ["dds"])
+    assert first is not None
+    values = lambda result: {row["metric"]: row["value"] for row in result.rows}  # noqa: E731
+    with pytest.raises(DataError, match=r"slice_0000\.h5 was made with other settings \(another mask\)\. Choose"):
+        replace(plan, mask=mask).run(one_pair(root), [prior], ["dds"])
+    other = replace(plan, out=tmp_path / "other", mask=mask).run(one_pair(root), [prior], ["dds"])
+    assert other is not None and abs(values(other)["psnr"] - values(first)["psnr"]) > 0.1
+
+    torch.manual_seed(1)
+    twin = Prior(build_model(ARCHITECTURE), "clean", ARCHITECTURE, name="tiny")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"other settings \(other weights\)"):
+        plan.run(one_pair(root), [twin], ["dds"])
+    louder = Prior(prior.model, "clean", {**ARCHITECTURE, "sd": 0.4}, name="tiny")
+    with pytest.raises(DataError, match=r"other settings \(another architecture\)"):
+        plan.run(one_pair(root), [louder], ["dds"])
+
+    (tmp_path / "a").mkdir()
+    shutil.copy(root / "scans" / "b.h5", tmp_path / "a" / "a.h5")
+    with pytest.raises(DataError, match=r"other settings \(another scan\)"):
+        plan.run([(tmp_path / "a" / "a.h5", root / "scans" / "a.h5")], [prior], ["dds"])
+    # The same scan in another place is the same scan, and the same weights in another object are the same prior.
+    shutil.copy(root / "scans" / "a.h5", tmp_path / "a" / "a.h5")
+    moved = plan.run([(tmp_path / "a" / "a.h5", root / "scans" / "a.h5")], [load_prior(root / "prior")], ["dds"])
+    assert moved is not None and values(moved) == values(first)
+
+    with h5py.File(tmp_path / "out/tiny/dds/a/slice_0000.h5", "r+") as handle:
+        handle.attrs["settings"] = "{}"
+    with pytest.raises(DataError, match=r"slice_0000\.h5 does not say what it was made of: an earlier version"):
+        plan.run(one_pair(root), [prior], ["dds"])
+
+
+@pytest.mark.filterwarnings("ignore::ambient_mri.reconstruct.ReconstructionWarning")
+def test_coil_maps_are_estimated_once_a_slice(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two priors, two samplers; with 4 ACS lines the joint maps of each prior once, too."""
+    counts = {"espirit": 0, "joint": 0}
+
+    def count(name: str, attribute: str) -> None:
+        original = getattr(volume, attribute)
+
+        def counted(*args: Any, **options: Any) -> Any:
+            counts[name] += 1
+            return original(*args, **options)
+
+        monkeypatch.setattr(volume, attribute, counted)
+
+    count("espirit", "estimate_coil_maps")
+    count("joint", "joint_coil_maps")
+    mask, one = np.load(root / "mask.npy"), load_prior(root / "prior")
+    other = Prior(one.model, "clean", ARCHITECTURE, name="other")
+    plan = Evaluation(tmp_path / "out", samples=2, steps=2, mask=mask, slices=slice(0, 2))
+    plan.run(one_pair(root), [one, other], ["split_gibbs", "dds"])
+    assert counts == {"espirit": 2, "joint": 0}
+    few = np.arange(SIZE) % 3 == 0
+    few[10:14] = True
+    monkeypatch.setattr(volume, "JointSettings", partial(volume.JointSettings, chains=1, steps=2, sweeps=1))
+    joint = replace(plan, out=tmp_path / "joint", mask=few, slices=slice(0, 1))
+    joint.run(one_pair(root), [one, other], ["split_gibbs", "dds"])
+    assert counts == {"espirit": 3, "joint": 2}
+    # What the second sampler got is what it would have estimated.
+    alone = reconstruct(root / "scans" / "a.h5", mask=few, slices=0, prior=one, sampler="dds", samples=2, steps=2)
+    made = read_reconstruction(tmp_path / "joint/tiny/dds/a/slice_0000.h5")
+    assert np.allclose(made["mean"], alone.mean, atol=1e-4 * np.abs(alone.mean).max())
+    assert made["settings"]["coil_maps"] == alone.settings["coil_maps"] == "joint from espirit/torch"
+    assert made["settings"]["noise_source"] == alone.settings["noise_source"] != "given"
+
+
+@pytest.mark.filterwarnings("ignore:.*k-space of slices .0. is zero everywhere")
+@pytest.mark.filterwarnings("ignore::ambient_mri.reconstruct.ReconstructionWarning")
+def test_a_slice_without_signal_is_zero_and_the_others_go_on(root: Path, tmp_path: Path) -> None:
+    shutil.copy(root / "scans" / "a.h5", tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "r+") as handle:
+        handle["kspace"][0] = 0
+    plan = Evaluation(tmp_path / "out", samples=2, steps=2, mask=np.load(root / "mask.npy"), slices=slice(0, 2))
+    found = plan.run([(tmp_path / "a.h5", root / "scans" / "a.h5")], [load_prior(root / "prior")], ["dds"])
+    empty, other = (read_reconstruction(tmp_path / f"out/tiny/dds/a/slice_000{i}.h5") for i in range(2))
+    assert not empty["mean"].any() and not empty["std"].any() and other["mean"].any() and other["std"].any()
+    assert "hold nothing but zeros" in empty["settings"]["warnings"][0]
+    assert found is not None
+    row = found.select(metric="chi2_residual")[0]
+    assert row["value"] == pytest.approx(float(other["residual"][0])) and row["nfe"] == 2
+
+
+@pytest.mark.filterwarnings("ignore::ambient_mri.reconstruct.ReconstructionWarning")
+def test_automatic_steps_are_those_of_the_volume(root: Path, tmp_path: Path) -> None:
+    mask, prior = np.load(root / "mask.npy"), load_prior(root / "prior")
+    plan = Evaluation(tmp_path / "out", samples=1, steps="auto", mask=mask, slices=slice(0, 1))
+    found = plan.run(one_pair(root), [prior], ["dds"])
+    options: Any = {"mask": mask, "slices": slice(0, 1), "prior": prior, "sampler": "dds", "samples": 1}
+    alone = reconstruct(root / "scans" / "a.h5", steps="auto", **options)
+    made = read_reconstruction(tmp_path / "out/tiny/dds/a/slice_0000.h5")
+    assert made["settings"]["sampler"] == alone.settings["sampler"]
+    assert found is not None and found.rows[0]["nfe"] == alone.settings["sampler"]["steps"]
+    with pytest.raises(DataError, match=r"other settings \(steps auto, now \d+\)"):
+        replace(plan, steps=None).run(one_pair(root), [prior], ["dds"])
+    with pytest.raises(AmbientMRIError, match="steps must be one of 'auto'; got 'many'"):
+        replace(plan, steps="many").run(one_pair(root), [prior], ["dds"])
 
 
 def test_files_are_paired_by_name_and_never_by_position(root: Path, tmp_path: Path) -> None:
@@ -118,7 +239,7 @@ def test_two_priors_of_one_name_are_refused(root: Path, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::ambient_mri.reconstruct.ReconstructionWarning")
 def test_the_commands_evaluate_and_calibrate(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(root / "prior", tmp_path / "prior")
-    scans, shared = str(root / "scans"), ["--mask", str(root / "mask.npy"), "--slices", "1:2", "--steps", "3"]
+    scans, shared = str(root / "scans"), ["--mask", str(root / "mask.npy"), "--slices", "1:2", "--steps", "auto"]
     shared += ["--prior", str(tmp_path / "prior"), "--sampler", "dds", "--samples", "4"]
     assert cli.main(["evaluate", scans, scans, *shared, "--out", str(tmp_path / "out")]) == 0
     assert "evaluation.json" in capsys.readouterr().out
@@ -129,6 +250,7 @@ def test_the_commands_evaluate_and_calibrate(root: Path, tmp_path: Path, capsys:
     assert "by which reconstruct() multiplies" in " ".join(capsys.readouterr().out.split())
     stored = json.loads((tmp_path / "prior" / "prior.json").read_text())["recalibration"]["dds"]
     assert stored["factor"] > 0 and stored["cases"] == 2 and stored["samples"] == 4
+    assert stored["steps"] == "auto"
     # Either the intervals covered too little and are widened, or they are narrowed.
     assert (stored["coverage"] < 0.9) == (stored["factor"] > 1)
     assert load_prior(tmp_path / "prior").metadata["recalibration"]["dds"] == stored

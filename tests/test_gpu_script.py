@@ -23,6 +23,7 @@ from ambient_mri.masks import IndependentLines, SamplingLaw
 from ambient_mri.measurement import Measurement
 from ambient_mri.prior import Prior, build_model, load_prior
 from ambient_mri.report.records import read_records
+from ambient_mri.train import compose
 from ambient_mri.training.draws import Draw, draw_of, draws_of_card
 
 GPU = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"
@@ -86,6 +87,50 @@ def test_another_network_needs_another_state(module: object, tmp_path: Path, mon
     assert job.Job(parse(common)).options.network == "unet_small"  # what is not said again stays
     with pytest.raises(SystemExit, match="was made with network = unet_small, not unet_large"):
         job.Job(parse([*common, "--network", "unet_large"]))
+
+
+def test_the_cpu_budget_is_that_of_the_experiments(
+    module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse, job = module("run").parse, module("job")  # type: ignore[operator]
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    for name in ("state", "other"):
+        (tmp_path / name).mkdir()
+    common = ["setup", "--state", str(tmp_path / "state")]
+    first = job.Job(parse([*common, "--budget", "cpu"]))
+    stages = {"ambient": "", "em1": "_em1", "em2": "_em2", "em3": "_em2", "supervised": "_em2"}
+    assert {stage: first.budget.experiment(stage) for stage in stages} == {
+        stage: f"brain_R4_cpu{end}" for stage, end in stages.items()
+    }
+    for stage, experiment in (("ambient", "brain_R4_cpu"), ("supervised", "brain_R4_cpu_em2")):
+        found, expected = first.config(stage), compose([f"experiment={experiment}"])
+        assert found.objective == expected.objective
+        for name in ("network", "training", "trainer", "loader", "augmentation", "corruption", "checkpoint_every"):
+            assert found[name] == expected[name], (stage, name)
+    again = job.Job(parse(common))  # what is not said again stays
+    assert again.device.type == "cpu" and again.options.minutes > 60 and again.options.em_steps == 20
+    with pytest.raises(SystemExit, match="was made with budget = cpu, not gpu"):
+        job.Job(parse([*common, "--budget", "gpu", "--device", "cpu"]))
+    planned = job.Job(parse(["setup", "--state", str(tmp_path / "other"), "--device", "cpu"]))
+    assert (planned.options.budget, planned.options.minutes, planned.options.batch_size) == ("gpu", 9.0, 128)
+    assert planned.config("ambient").checkpoint_every == 500
+
+
+def test_a_stage_of_the_cpu_budget_has_a_fixed_length(
+    module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse, job = module("run").parse, module("job")  # type: ignore[operator]
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    (tmp_path / "state").mkdir()
+    folders = ["--state", str(tmp_path / "state"), "--out", str(tmp_path / "out"), "--data", str(tmp_path)]
+    small = job.Job(parse(["all", "--budget", "cpu", "--tiny", "--max-steps", "4", *folders]))
+    assert small.run("ambient") and small.run("em1")
+    for stage in ("ambient", "em1"):
+        folder = tmp_path / "state" / "stages" / stage
+        plan, card = (json.loads((folder / name).read_text()) for name in ("plan.json", "prior/prior.json"))
+        assert plan == {"max_steps": 4, "warmup_steps": 1, "batch_size": 8}
+        assert card["steps"] == card["planned_steps"] == 4 and card["training"]["training"]["lr"] == 5e-4
+    assert "4 of 4 steps" in small.summary()
 
 
 def test_a_stage_does_not_start_from_another_draw_of_its_subjects(

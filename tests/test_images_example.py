@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import ambient_mri
+from ambient_mri.data.natural_images import load_natural_images
 from ambient_mri.operators import Identity, Mask, gaussian_blur
 from ambient_mri.operators.base import LinearOperator
 from ambient_mri.tensors import keyed_generator
@@ -21,6 +22,9 @@ SMALL = (
     "network.channels=8", "network.multipliers=[1,2]", "model.precision=fp32", "trainer.max_steps=12",
     "loader.batch_size=8", "loader.val_items=8", "trainer.val_check_interval=12",
 )  # fmt: skip
+
+
+HELD_OUT = [1, 7, 12]
 
 
 def patches() -> np.ndarray:
@@ -44,6 +48,14 @@ def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return expectation_maximisation(compose([*pictures, *rounds]))
 
 
+def test_what_is_restored_was_held_out(prior: Path) -> None:
+    """The README names the patches that it restores: no training saw them."""
+    images = load_natural_images(prior.parent.parent / "patches.npz")
+    assert images.val == (1, 7, 12, 20, 26, 36) and set(HELD_OUT) <= set(images.val)
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    assert f"patches[{HELD_OUT}]" in readme
+
+
 def quality(truth: Tensor, image: Tensor) -> float:
     """PSNR in dB, images in [-1, 1]."""
     return float(10 * torch.log10(4 / (truth - image).square().mean()))
@@ -51,7 +63,7 @@ def quality(truth: Tensor, image: Tensor) -> float:
 
 @pytest.mark.parametrize("task", ["inpaint", "denoise", "deblur"])
 def test_a_prior_of_patches_with_missing_pixels_restores(prior: Path, task: str) -> None:
-    truth = torch.from_numpy(patches()[37:40]).permute(0, 3, 1, 2) / 127.5 - 1
+    truth = torch.from_numpy(patches()[HELD_OUT]).permute(0, 3, 1, 2) / 127.5 - 1
     mask = torch.rand(3, 1, 32, 32, generator=keyed_generator("example")) < 0.4
     operators: dict[str, LinearOperator] = {"inpaint": Mask(mask), "denoise": Identity(), "deblur": gaussian_blur(1.0)}
     operator, noise_std = operators[task], {"inpaint": 0.02, "denoise": 0.2, "deblur": 0.05}[task]
@@ -61,5 +73,5 @@ def test_a_prior_of_patches_with_missing_pixels_restores(prior: Path, task: str)
     x = ambient_mri.solve(y, operator, prior, noise_std=noise_std, samples=4, steps=15)
     assert x.mean.shape == truth.shape and x.std is not None and x.mean.dtype == torch.float32
     assert 0.5 < float(x.residual.mean()) < 2, "samples explain the data"
-    gain = {"inpaint": 10.0, "denoise": 3.0, "deblur": 0.5}[task]
+    gain = {"inpaint": 8.0, "denoise": 3.0, "deblur": 0.5}[task]
     assert quality(truth, x.mean) > quality(truth, y) + gain

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ from torch import Tensor
 from ambient_mri import reconstruct, solve
 from ambient_mri._checks import AmbientMRIError
 from ambient_mri.operators import Identity, LinearOperator, coils, sense
-from ambient_mri.sampling.draw import out_of_memory
+from ambient_mri.operators.base import Composition
+from ambient_mri.sampling import batching
+from ambient_mri.sampling.batching import out_of_memory, rows_per_batch
+from ambient_mri.sampling.draw import RunningMoments
 from ambient_mri.tensors import complex_randn, keyed_generator
 from tests.oracles import StationaryDenoiser, line_mask, smooth_coils
 
@@ -90,6 +95,72 @@ def test_other_errors_are_not_mistaken_for_a_lack_of_memory() -> None:
     assert out_of_memory(wrapped) and out_of_memory(MemoryError())
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_without_the_samples_a_reconstruction_holds_one_batch_at_a_time(
+    keep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 2 slices of 12 samples, 4 pairs at a time: how many batches are in memory when each one is added."""
+    batches, held = list["weakref.ref[Tensor]"](), list[int]()
+    add = RunningMoments.add
+
+    def watched(self: RunningMoments, x: Tensor) -> None:
+        if x.is_complex():  # the samples, and not their magnitudes
+            batches.append(weakref.ref(x))
+            held.append(sum(batch() is not None for batch in batches))
+        add(self, x)
+
+    monkeypatch.setattr(RunningMoments, "add", watched)
+    prior = StationaryDenoiser(sd=0.3, cutoff=0.12)
+    options = {**scan(), "prior": prior, "batch_size": 4, "steps": 2, "keep_samples": keep, "progress": False}
+    found = reconstruct(samples=12, **options)  # type: ignore[arg-type]
+    per_slice = [1, 2, 3] if keep else [1, 1, 1]
+    assert held == per_slice * 2
+    few = reconstruct(samples=4, **options)  # type: ignore[arg-type]
+    sizes = [sum(x.nbytes for x in vars(result).values() if isinstance(x, np.ndarray)) for result in (few, found)]
+    assert (sizes[0] == sizes[1]) == (not keep)
+
+
+def test_batches_fit_the_memory_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of it, up to what serves speed; that alone where the system does not tell."""
+    meminfo, row = tmp_path / "meminfo", 64 * 64 * (batching._NETWORK_BYTES + 8 * batching._COIL_BYTES)
+    monkeypatch.setattr(batching, "_MEMINFO", meminfo)
+
+    def rows(content: str, batch_size: int | str = "auto") -> int:
+        meminfo.write_text(content)
+        return rows_per_batch(batch_size, (64, 64), 8, torch.device("cpu"))
+
+    told = "MemTotal:       99999999 kB\nMemAvailable:   {} kB\n"
+    assert rows(told.format(2 * 5 * row // 1024)) == 5
+    assert rows(told.format(2 * 5 * row // 1024), batch_size=9) == 9
+    assert rows(told.format(10)) == 1
+    largest = batching._PIXELS["cpu"][0] // 64**2
+    assert rows(told.format(10**9)) == rows("MemTotal: 4 kB\n") == largest
+    meminfo.unlink()
+    assert rows_per_batch("auto", (64, 64), 8, torch.device("cpu")) == largest
+
+    # A GPU: what is free, and what the allocator holds for later.
+    known = {"mem_get_info": (4 * row, 100 * row), "memory_reserved": 9 * row, "memory_allocated": 7 * row}
+    for name, value in known.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert rows_per_batch("auto", (64, 64), 8, torch.device("cuda")) == 3
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**12, 10**12))
+    assert rows_per_batch("auto", (64, 64), 8, torch.device("cuda")) == batching._PIXELS["cuda"][0] // 64**2
+
+
+def test_the_result_does_not_depend_on_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> tuple[np.ndarray, set[int]]:
+        prior = SmallMemory(100, out_of_cpu_memory)
+        found = reconstruct(prior=prior, samples=4, steps=3, progress=False, **scan())  # type: ignore[arg-type]
+        assert found.samples is not None
+        return found.samples, set(prior.sizes)
+
+    plenty, sizes = run()
+    monkeypatch.setattr(batching, "available_memory", lambda device: 1)
+    little, small = run()
+    assert sizes == {8} and small == {1}
+    assert np.allclose(little, plenty, atol=1e-5 * np.abs(plenty).max())
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("axes", [(-2, -1), (-1,)])
 def test_coils_in_turns_give_the_same_normal_operator(
@@ -108,7 +179,8 @@ def test_coils_in_turns_give_the_same_normal_operator(
         return forward(self, image)  # type: ignore[arg-type]
 
     monkeypatch.setattr(coils.CoilSensitivities, "forward", watched)
-    assert torch.allclose(operator.normal(x), whole, atol=1e-12)
+    # What a GPU computes; a CPU goes row by row.
+    assert torch.allclose(Composition.normal(operator, x), whole, atol=1e-12)
     assert largest == [2, 2, 1]
 
 

@@ -14,7 +14,9 @@ from ambient_mri.data.schema import read_prepared
 from ambient_mri.masks import PoissonDisc, RandomLines
 from ambient_mri.operators.fourier import fft
 from ambient_mri.prepare import Preparation, is_prepared, prepare_file, prepare_files, prepare_scan
+from ambient_mri.prepare import scan as preparation
 from ambient_mri.tensors import complex_randn, keyed_generator
+from tests.data.fastmri_files import with_size
 from tests.training.conftest import smooth_images
 
 LAW = RandomLines(2.0, 8)
@@ -127,6 +129,56 @@ def test_nothing_to_prepare(tmp_path: Path) -> None:
         prepare_files([tmp_path / "bad.npz"], tmp_path / "out", law=LAW)
     with pytest.raises(DataError, match="share the name"):
         prepare_files([tmp_path / "a" / "x.h5", tmp_path / "b" / "x.h5"], tmp_path / "out")
+
+
+@pytest.mark.filterwarnings("ignore:.*k-space of slices .* is zero everywhere")
+def test_a_slice_without_signal_changes_nothing_for_the_others(tmp_path: Path) -> None:
+    """Maps, scale and noise level are those of the volume without it; its own maps are flat."""
+    kspace = raw_scan(slices=3).kspace
+    mask = LAW.draw((32, 40), torch.Generator().manual_seed(1)).numpy()
+    kspace = np.where(mask, kspace, 0).astype(np.complex64)
+    with_empty = np.insert(kspace, 1, 0, axis=0)
+    expected = prepare_scan(from_arrays(kspace, mask), None, Preparation())
+    np.savez(tmp_path / "scan.npz", kspace=with_empty, mask=mask)
+    target = prepare_file(tmp_path / "scan.npz", tmp_path / "out.h5")
+    found, others = read_prepared(target), [0, 2, 3]
+    np.testing.assert_array_equal(found.coil_maps[others], expected.coil_maps)
+    np.testing.assert_array_equal(found.noise_std, np.full(4, expected.noise_std[0]))
+    assert found.scale == expected.scale and found.preparation["maps"] == "espirit/torch"
+    np.testing.assert_array_equal(found.coil_maps[1], np.full((4, 32, 40), 0.5, np.complex64))
+    assert not found.kspace[1].any()
+    notes = [text for text in found.preparation["notes"] if "zeros" in text]
+    assert notes == ["slices [1] hold nothing but zeros: their coil maps are flat, the same for every coil."]
+
+
+def test_maps_do_not_depend_on_which_slices_are_estimated_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices with masks of their own, 4 to 12 calibration lines."""
+    full = raw_scan(slices=3).kspace
+    masks = np.stack(
+        [RandomLines(2.0, n).draw((32, 40), torch.Generator().manual_seed(n)).numpy()[0] for n in (4, 12, 8)]
+    )
+    raw = from_arrays(np.where(masks, full, 0).astype(np.complex64), masks[:, 0])
+    assert len(raw.mask) == 3
+    together = prepare_scan(raw, None, Preparation())
+    monkeypatch.setattr(preparation, "_BATCH", 1)
+    single = prepare_scan(raw, None, Preparation())
+    np.testing.assert_allclose(together.coil_maps, single.coil_maps, rtol=0, atol=1e-5)
+    assert together.preparation["notes"] == single.preparation["notes"]
+
+
+def test_a_miniature_of_an_official_file_with_an_odd_number_of_lines(tmp_path: Path) -> None:
+    """640 x 369 with 335 acquired lines, the narrowest official padding: from the file to a prepared scan."""
+    source = with_size(640, 369, 3, lines=335).write(tmp_path / "file1000017.h5")
+    (target,) = prepare_files([source], tmp_path / "out", law=RandomLines(4.0, 26)).done
+    scan = read_prepared(target)
+    assert scan.kspace.shape == scan.coil_maps.shape == (1, 3, 640, 369) and scan.recon_shape == (320, 320)
+    first = 369 // 2 - 335 // 2
+    assert scan.acquired_extent == ((0, 640), (first, first + 335))
+    assert not scan.mask[..., :first].any() and not scan.mask[..., first + 335 :].any()
+    assert scan.mask[..., 184 - 13 : 184 + 13].all()
+    assert not scan.kspace[..., ~scan.mask[0, 0, 0]].any()
+    np.testing.assert_allclose(np.square(np.abs(scan.coil_maps)).sum(axis=1), 1, rtol=1e-4)
+    assert np.isfinite(scan.scale) and scan.noise_std[0] == pytest.approx(0.01, rel=0.1)  # as it was simulated
 
 
 def test_an_empty_scan(tmp_path: Path) -> None:

@@ -97,7 +97,8 @@ def test_the_shipped_prior_is_small_documented_and_denoises() -> None:
     folder = resources.files("ambient_mri").joinpath("priors", "brain128")
     assert sum(len(path.read_bytes()) for path in folder.iterdir()) <= 8_000_000
     assert "NonCommercial-ShareAlike" in folder.joinpath("LICENSE").read_text()
-    needed = {"sampling_law", "data", "licence", "scale_rule", "intended_use", "chain", "nearest_training_image"}
+    needed = {"sampling_law", "data", "licence", "scale_rule", "intended_use", "chain"}
+    needed |= {"metrics", "nearest_training_image"}
     assert needed <= found.metadata.keys() and found.metadata["sampling_law"]["acceleration"] == 4
     assert found.model.error_sigmas.numel() > 0
     head = torch.as_tensor(BrainPhantom(64, seed=1).volume(0, 1)[0])[None, None].to(torch.complex64)

@@ -20,7 +20,7 @@ from ambient_mri import Reconstruction, reconstruct, solve
 from ambient_mri._checks import AmbientMRIError, DataError, PriorError
 from ambient_mri.coil_maps import estimate_coil_maps
 from ambient_mri.measurement import Measurement
-from ambient_mri.metrics import nrmse
+from ambient_mri.metrics import coverage, nrmse
 from ambient_mri.operators import Identity, Mask, conjugate_gradient, fft, ifft, sense
 from ambient_mri.prior import Prior, build_model
 from ambient_mri.reconstruct import ReconstructionWarning
@@ -129,6 +129,36 @@ def test_the_result_does_not_depend_on_the_batch_size(mask: Tensor | None) -> No
     assert np.abs(whole.samples - odd.samples).max() < 1e-4 * scale
     again, other = (run(kspace, coil_maps=maps, noise_std=NOISE, batch_size=9, seed=seed) for seed in (0, 1))
     assert np.array_equal(again.samples, whole.samples) and not np.allclose(other.samples, whole.samples)
+
+
+def test_without_the_samples_all_else_is_the_same(tmp_path: Path) -> None:
+    """Moments of the samples, in batches of two and all at once; lines along the rows, where a factor is known."""
+    kspace, _, maps, _ = scan(height=36, width=32, slices=2, mask=lines(36, 16, 2).mT)
+    prior = Prior(PRIOR, "clean", {}, {"recalibration": {"split_gibbs": {"factor": 1.5}}})
+    options = {"prior": prior, "coil_maps": maps, "noise_std": NOISE, "samples": 6, "steps": 4}
+    kept, streamed = run(kspace, **options), run(kspace, keep_samples=False, batch_size=4, **options)
+    assert kept.samples is not None and kept.samples.shape[1] == 6 and streamed.samples is None
+    samples, close = kept.samples.astype(np.complex128), {"rtol": 1e-5, "atol": 1e-6 * float(np.abs(kept.mean).max())}
+    assert kept.std is not None and streamed.std is not None and kept.magnitude_std is not None
+    assert np.allclose(kept.mean, samples.mean(axis=1), **close)
+    assert np.allclose(kept.std, 1.5 * samples.std(axis=1, ddof=1), **close)
+    assert np.allclose(kept.magnitude_std, 1.5 * np.abs(samples).std(axis=1, ddof=1), **close)
+    # Batches of another shape round differently.
+    loose = {"rtol": 1e-3, "atol": 1e-4 * float(np.abs(kept.mean).max())}
+    for name in ("mean", "std", "magnitude_std", "residual", "zero_filled", "phase"):
+        assert np.allclose(getattr(streamed, name), getattr(kept, name), **loose), name
+    assert streamed.num_samples == kept.num_samples == 6 and repr(streamed) == repr(kept)
+    assert "std" in np.load(streamed.save(tmp_path / "out.npz")[0])
+    for ask in (
+        lambda: streamed.quantile(0.9),
+        lambda: streamed.principal_components(2),
+        lambda: streamed.save(tmp_path / "all.h5", samples=True),
+    ):
+        with pytest.raises(AmbientMRIError, match=r"not kept: call reconstruct\(\.\.\., keep_samples=True\)"):
+            ask()
+    with pytest.raises(AmbientMRIError, match=r"samples is None: they were not kept\. Pass keep_samples=True"):
+        coverage(streamed.samples, kept.mean)  # type: ignore[arg-type]
+    assert not (tmp_path / "all.h5").exists()
 
 
 def test_lines_along_the_rows_are_found() -> None:

@@ -13,8 +13,9 @@ from ambient_mri import solve
 from ambient_mri._checks import AmbientMRIError, PriorError
 from ambient_mri.masks import centre_mask
 from ambient_mri.operators import Fourier2d, Identity, LinearOperator, Mask
+from ambient_mri.prior import Prior
 from ambient_mri.sampling import SAMPLERS
-from ambient_mri.sampling.draw import Drawn, RunningMoments
+from ambient_mri.sampling.draw import RunningMoments
 from ambient_mri.solve import Solution
 from ambient_mri.tensors import complex_randn, keyed_generator
 from tests.oracles import StationaryDenoiser, WhiteDenoiser
@@ -71,7 +72,8 @@ def test_streaming_holds_one_batch_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
     add = RunningMoments.add
 
     def counted(self: RunningMoments, x: Tensor) -> None:
-        sizes.append(x.shape[1])
+        if x.is_complex():  # the samples, and not their magnitudes
+            sizes.append(x.shape[1])
         add(self, x)
 
     monkeypatch.setattr(RunningMoments, "add", counted)
@@ -90,6 +92,23 @@ def test_quantiles_of_kept_samples() -> None:
         found.quantile(5)
     with pytest.raises(AmbientMRIError, match=r"solve\(\.\.\., keep_samples=True\)"):
         run(keep_samples=False).quantile(0.5)
+
+
+def test_what_a_solution_says_of_its_spread_is_recalibrated_as_that_of_a_reconstruction() -> None:
+    plain = run()
+    card = {"recalibration": {"split_gibbs": {"factor": 2.0}}}
+    wide = solve(data(), pixels(), Prior(PRIOR, "clean", {}, card), noise_std=0.02, samples=6, steps=8)
+    assert plain.recalibration_factor == 1.0 and wide.recalibration_factor == 2.0
+    assert plain.std is not None and wide.std is not None and plain.samples is not None and wide.samples is not None
+    assert torch.equal(wide.mean, plain.mean) and torch.allclose(wide.std, 2 * plain.std)
+    middle = plain.quantile(0.5)
+    assert torch.allclose(wide.quantile(0.9) - middle, 2 * (plain.quantile(0.9) - middle), atol=1e-5)
+    images, std = wide.principal_components(5)
+    assert images.shape == (2, 5, 1, 12, 12) and torch.allclose(std, 2 * plain.principal_components(5)[1])
+    # All five of six samples: together they are the whole variance.
+    assert torch.allclose(std.square().sum(1), wide.std.square().flatten(1).sum(1), rtol=1e-4)
+    with pytest.raises(AmbientMRIError, match=r"not kept: call solve\(\.\.\., keep_samples=True\)"):
+        run(keep_samples=False).principal_components()
 
 
 @pytest.mark.parametrize("name", sorted(n for n, c in SAMPLERS.items() if "clean" in c.accepts))
@@ -115,8 +134,6 @@ def test_the_public_function() -> None:
     assert callable(ambient_mri.solve) and module is not None
     with pytest.raises(AmbientMRIError, match="samples must be at least 1"):
         run(samples=0)
-    with pytest.raises(AmbientMRIError, match="keep=True"):
-        Drawn(torch.zeros(1), None, None, torch.zeros(1, 1), {}).kept  # noqa: B018
 
 
 def test_arrays_are_taken_and_other_data_than_the_priors_are_one_clear_line() -> None:

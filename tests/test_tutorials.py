@@ -34,7 +34,7 @@ from ambient_mri.reconstruct import ReconstructionWarning
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = ("your_own_kspace", "train_on_your_scans", "reading_the_uncertainty")
+PAGES = ("your_own_kspace", "train_on_your_scans", "reading_the_uncertainty", "your_own_operator")
 NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?")
 
 
@@ -169,6 +169,15 @@ def test_reading_the_uncertainty(fresh: Path) -> None:
     assert names["again"].recalibration_factor == names["found"]["factor"] > 0
     for figure in drawn():
         assert (fresh / figure).stat().st_size > 10_000 and (DOCS / "figures" / figure).is_file()
+
+
+def test_your_own_operator(fresh: Path) -> None:
+    names = run_page("your_own_operator").names
+    source = next(content for _, content, _ in blocks("your_own_operator")).partition("class Ghost")[2]
+    assert 5 < len([line for line in source.splitlines() if line.strip()]) <= 15
+    head, rec = names["head"], names["rec"]
+    assert float((rec.mean - head).norm()) < 0.25 * float((names["A"].H(names["y"]) - head).norm())
+    assert 0.5 < float(rec.residual.mean()) < 2, "the samples explain the data"
 
 
 def drawn() -> list[str]:

@@ -70,6 +70,7 @@ def reconstruct(options: argparse.Namespace) -> int:
         slices=options.slices,
         seed=options.seed,
         device=options.device,
+        keep_samples=options.save_samples,
     )
     written = [file for path in outputs for file in result.save(path, samples=options.save_samples)]
     if options.report:
@@ -86,7 +87,8 @@ def sample(options: argparse.Namespace) -> int:
 
     from ambient_mri.report.plots import sample_sheet
     from ambient_mri.sampling import Heun
-    from ambient_mri.sampling.draw import as_prior, choose_device, progress_bar, rows_per_batch
+    from ambient_mri.sampling.batching import rows_per_batch
+    from ambient_mri.sampling.draw import as_prior, choose_device, progress_bar
     from ambient_mri.tensors import keyed_generator
 
     require(options.count >= 1, f"--count must be at least 1; got {options.count}.")
@@ -165,7 +167,7 @@ def _coil_maps(argument: str | None) -> np.ndarray | str | None:
 
 
 def _facts(result: Reconstruction, written: Sequence[Path]) -> dict[str, object]:
-    settings, (slices, samples) = result.settings, result.samples.shape[:2]
+    settings, slices, samples = result.settings, len(result.mean), result.num_samples
     height, width = result.recon_shape
     sampler = settings["sampler"]
     return {

@@ -47,7 +47,7 @@ def add_calibrate_arguments(command: argparse.ArgumentParser, slices: Callable[[
 def _sampling_arguments(command: argparse.ArgumentParser, slices: Callable[[str], slice]) -> None:
     add = command.add_argument
     add("--samples", type=int, default=8, metavar="K", help="samples a slice (default: %(default)s)")
-    add("--steps", type=int, metavar="N", help="noise levels; the sampler's own by default")
+    add("--steps", type=step_number, metavar="N", help="noise levels, or auto; the sampler's own by default")
     add("--mask", metavar="FILE[:NAME[:INDEX]]", help="undersample fully sampled scans with it")
     add("--slices", type=slices, metavar="A:B", help="slices A to B - 1 of every scan (all by default)")
     add("--seed", type=int, default=0, help="of the samples (default: %(default)s)")

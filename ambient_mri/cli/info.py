@@ -104,7 +104,16 @@ def _prior_facts(prior: Prior) -> Facts:
     for name in ("steps", "images_seen", "licence", "created", "git"):
         if card.get(name) not in (None, ""):
             found[name.replace("_", " ")] = card[name]
-    return found
+    return found | ({"quality": _quality_words(card["metrics"])} if card.get("metrics") else {})
+
+
+def _quality_words(quality: dict[str, Any]) -> str:
+    """A line for every method: PSNR and SSIM by law and R, and what they were measured on."""
+    lines: dict[str, list[str]] = {}
+    for v in quality["values"]:
+        scores = f"{v['law']} R = {v['acceleration']:g}: {v['psnr']:.2f} dB ({v['ssim']:.3f})"
+        lines.setdefault(v["method"], []).append(scores)
+    return "\n".join([*(f"{name}, {', '.join(found)}" for name, found in lines.items()), quality["data"]])
 
 
 def _is_reconstruction(path: Path) -> bool:

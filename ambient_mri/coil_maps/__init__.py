@@ -5,6 +5,7 @@ low-resolution phase of the scan is absorbed into the maps by default: x -> x ex
 that S_c x does not change and what is left in x is nearly real.
 
     find_acs            mask -> the calibration region
+    rows_by_mask        the rows of a batch that share one
     estimate_coil_maps  k-space and mask -> maps, by ESPIRiT (torch, sigpy or BART) or a fall-back, with warnings
     espirit             the estimator itself
     absorb_phase        maps and k-space -> maps that hold the phase
@@ -12,8 +13,17 @@ that S_c x does not change and what is left in x is nearly real.
 
 from __future__ import annotations
 
-from ambient_mri.coil_maps.acs import AcsRegion, absorb_phase, find_acs
+from ambient_mri.coil_maps.acs import AcsRegion, absorb_phase, find_acs, rows_by_mask
 from ambient_mri.coil_maps.calibration import espirit
-from ambient_mri.coil_maps.estimate import CoilMaps, estimate_coil_maps
+from ambient_mri.coil_maps.estimate import CoilMaps, MapSource, estimate_coil_maps
 
-__all__ = ["AcsRegion", "CoilMaps", "absorb_phase", "espirit", "estimate_coil_maps", "find_acs"]
+__all__ = [
+    "AcsRegion",
+    "CoilMaps",
+    "MapSource",
+    "absorb_phase",
+    "espirit",
+    "estimate_coil_maps",
+    "find_acs",
+    "rows_by_mask",
+]

@@ -13,7 +13,7 @@ from ambient_mri._checks import require
 from ambient_mri.operators import sense, solve_regularized
 from ambient_mri.operators.fourier import fft, ifft
 
-__all__ = ["AcsRegion", "absorb_phase", "find_acs", "low_resolution_images"]
+__all__ = ["AcsRegion", "absorb_phase", "find_acs", "low_resolution_images", "rows_by_mask"]
 
 #: Fewer lines carry no phase worth the name by themselves.
 MIN_PHASE_LINES = 4
@@ -108,6 +108,24 @@ def find_acs(mask: Tensor, image_shape: tuple[int, int] | None = None) -> AcsReg
     )
 
 
+def rows_by_mask(mask: Tensor, batch: int) -> list[list[int]]:
+    """Rows of a batch that have the same mask, in the order in which the masks come up.
+
+    What is computed from a calibration region is computed for each of these groups by itself: nothing that comes out
+    for a row may depend on which other rows share its batch.
+
+    Args:
+        mask: bool (batch or 1, 1, H or 1, W or 1).
+        batch: Number of rows.
+    """
+    if len(mask) == 1:
+        return [list(range(batch))]
+    groups: dict[bytes, list[int]] = {}
+    for row, own in enumerate(mask.cpu().numpy()):
+        groups.setdefault(own.tobytes(), []).append(row)
+    return list(groups.values())
+
+
 def absorb_phase(coil_maps: Tensor, kspace: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Move the low-resolution phase of the scan into its maps.
 
@@ -123,14 +141,20 @@ def absorb_phase(coil_maps: Tensor, kspace: Tensor, mask: Tensor) -> tuple[Tenso
     Args:
         coil_maps: (batch, coils, H, W) complex.
         kspace: (batch, coils, H, W) complex, any units, zero where not sampled.
-        mask: bool, (batch or 1, 1, H or 1, W or 1).
+        mask: bool, (batch or 1, 1, H or 1, W or 1); rows with masks of their own have calibration regions of their own.
 
     Returns:
         Maps with the phase in them, and the phase (batch, 1, H, W) in radians; zero phase and unchanged maps where a
-        scan of a single coil has fewer than 4 ACS lines.
+        scan of a single coil has fewer than 4 ACS lines, or a row no signal.
     """
+    groups = rows_by_mask(mask, len(kspace))
+    if len(groups) > 1:
+        own = coil_maps.expand_as(kspace)
+        parts = [absorb_phase(own[rows], kspace[rows], mask[rows[:1]]) for rows in groups]
+        order = torch.tensor([row for rows in groups for row in rows]).argsort()
+        return torch.cat([part[0] for part in parts])[order], torch.cat([part[1] for part in parts])[order]
     image_shape = (int(kspace.shape[-2]), int(kspace.shape[-1]))
-    acs = find_acs(mask, image_shape)
+    acs = find_acs(mask[:1], image_shape)
     if acs is None or acs.num_lines < min(MIN_PHASE_LINES, *image_shape):
         if kspace.shape[1] == 1:
             return coil_maps, torch.zeros_like(kspace.real[:, :1])

@@ -19,14 +19,28 @@ fills the whole space, and the maps are arbitrary.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ambient_mri._checks import require
-from ambient_mri.coil_maps.acs import AcsRegion
+from ambient_mri._checks import AmbientMRIError, check_finite, require
+from ambient_mri.coil_maps.acs import AcsRegion, find_acs
 
-__all__ = ["espirit", "kernel_size", "noise_aware_thresholds"]
+__all__ = [
+    "CALIBRATION_LINES",
+    "NOT_FINITE",
+    "espirit",
+    "kernel_size",
+    "noise_aware_thresholds",
+    "noise_per_slice",
+    "require_signal",
+]
+
+#: What to do about k-space that holds NaN or infinity.
+NOT_FINITE = "Set these samples to 0 and take them out of the mask, or read the file again."
+#: Calibration lines a side that are usual: more of them hold noise rather than maps.
+CALIBRATION_LINES = 24
 
 #: Matrix entries W(r) in memory at a time: what a cache holds, or what fills a GPU.
 _TILE_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
@@ -34,7 +48,7 @@ _TILE_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
 
 def espirit(
     kspace: Tensor,
-    acs: AcsRegion,
+    acs: AcsRegion | Tensor | int,
     *,
     kernel: int | tuple[int, int] = 6,
     threshold: float = 0.02,
@@ -44,7 +58,8 @@ def espirit(
 
     Args:
         kspace: (batch, coils, H, W) complex; only the region ``acs`` is read.
-        acs: Calibration region, used whole (see :meth:`AcsRegion.limited`).
+        acs: Calibration region, used whole (see :meth:`AcsRegion.limited`); or the number of its samples a side, around
+            the zero frequency; or the mask of all rows, whose region is then used up to 24 lines a side.
         kernel: Kernel size. An int is an upper bound, reduced along an axis to a third of its calibration lines (at
             least 2); a pair is taken as it is.
         threshold: Singular values of the calibration matrix below ``threshold`` times the largest count as noise.
@@ -56,17 +71,23 @@ def espirit(
         the eigenvalue (batch, 1, H, W).
 
     Raises:
-        AmbientMRIError: If the region is smaller than the kernel, or a slice has no signal in it.
+        AmbientMRIError: If there is no such region, it is smaller than the kernel, holds NaN or infinity, or no signal.
     """
+    require(
+        kspace.ndim == 4 and kspace.is_complex(),
+        f"kspace must be complex (batch, coils, H, W); got {kspace.dtype} {tuple(kspace.shape)}.",
+    )
+    acs = _calibration_region(acs, (int(kspace.shape[-2]), int(kspace.shape[-1])))
     calibration = acs.crop(kspace)
+    if not bool(torch.isfinite(calibration).all()):
+        # Of the whole, so that the place it names is one in the caller's array.
+        check_finite("kspace", kspace, NOT_FINITE)
     size = kernel_size(acs.shape, kernel) if isinstance(kernel, int) else kernel
     fits = all(k <= n for k, n in zip(size, acs.shape, strict=True))
     require(fits, f"the ESPIRiT kernel {size} is larger than the calibration region {acs.shape}.")
-    signal = calibration.abs().amax(dim=(1, 2, 3)) > 0
-    empty = (~signal).nonzero().flatten().tolist()
-    require(not empty, f"no signal in the calibration region of slices {empty}. Is the k-space empty, or not centred?")
+    require_signal(calibration, range(len(kspace)))
     with torch.no_grad():
-        noise = _per_slice(noise_std, len(kspace))
+        noise = noise_per_slice(noise_std, len(kspace))
         rows = [_signal_autocorrelation(*row, size, threshold) for row in zip(calibration, noise, strict=True)]
         kernels = torch.stack(rows).to(kspace.dtype)
         elements = _TILE_ELEMENTS.get(kspace.device.type, _TILE_ELEMENTS["cpu"])
@@ -80,6 +101,36 @@ def espirit(
         return maps * torch.polar(torch.ones_like(angle), -angle), eigenvalue
 
 
+def require_signal(calibration: Tensor, rows: Sequence[int]) -> None:
+    """Raise unless every row of a calibration region (b, C, h, w) holds signal; ``rows`` are their numbers."""
+    holds = (calibration != 0).flatten(1).any(dim=1).tolist()
+    empty = [row for row, signal in zip(rows, holds, strict=True) if not signal]
+    require(not empty, f"no signal in the calibration region of slices {empty}. Is the k-space empty, or not centred?")
+
+
+def _calibration_region(acs: AcsRegion | Tensor | int, image_shape: tuple[int, int]) -> AcsRegion:
+    """The region that ``acs`` names (:func:`espirit`)."""
+    if isinstance(acs, Tensor):
+        found = find_acs(acs, image_shape)
+        require(
+            found is not None, "the mask passed as acs leaves out the zero frequency: it has no calibration region."
+        )
+        return found.limited(CALIBRATION_LINES)  # type: ignore[union-attr]
+    if isinstance(acs, int) and not isinstance(acs, bool):
+        require(acs >= 1, f"acs must be at least 1 sample a side; got {acs}.")
+        return AcsRegion.central(image_shape, acs)
+    if not isinstance(acs, AcsRegion):
+        raise AmbientMRIError(
+            "acs must be a calibration region (find_acs(mask)), a bool mask tensor, or the number of samples a side; "
+            f"got {type(acs).__name__}."
+        )
+    require(
+        acs.image_shape == image_shape,
+        f"acs is a region of k-space of shape {acs.image_shape}, but kspace has {image_shape}. Use find_acs(mask).",
+    )
+    return acs
+
+
 def kernel_size(shape: tuple[int, int], kernel: int) -> tuple[int, int]:
     """``kernel`` along each axis of a calibration region, or a third of its lines (at least 2) where there are few."""
     rows, cols = (min(kernel, max(2, math.ceil(n / 3)), n) for n in shape)
@@ -91,7 +142,7 @@ def noise_aware_thresholds(
 ) -> list[float]:
     """``threshold`` of every slice (b, C, h, w), raised to the noise edge: for programs that know nothing of noise."""
     levels = []
-    for slice_, noise in zip(calibration, _per_slice(noise_std, len(calibration)), strict=True):
+    for slice_, noise in zip(calibration, noise_per_slice(noise_std, len(calibration)), strict=True):
         patches = _patches(slice_, size)
         edge = _noise_edge(patches, noise) / float(torch.linalg.matrix_norm(patches, 2))
         levels.append(max(threshold, min(edge, 0.999)))
@@ -132,7 +183,12 @@ def _noise_edge(patches: Tensor, noise_std: float) -> float:
     return math.sqrt(2) * noise_std * (math.sqrt(patches.shape[0]) + math.sqrt(patches.shape[1]))
 
 
-def _per_slice(value: Tensor | float, batch: int) -> list[float]:
+def noise_per_slice(value: Tensor | float, batch: int) -> list[float]:
+    """One noise level a slice, from one number or one a slice.
+
+    Raises:
+        AmbientMRIError: If there are neither one nor ``batch`` of them.
+    """
     numbers = torch.as_tensor(value, dtype=torch.float64).flatten().tolist()
     require(len(numbers) in (1, batch), f"noise_std must be one number or ({batch},), one a slice; got {len(numbers)}.")
     return numbers * batch if len(numbers) == 1 else numbers

@@ -36,6 +36,10 @@ _RECENT = 64
 class RandomProjections(ImageCorruption):
     """Random projections (module docstring); y is (b, c, count, 1).
 
+    Differs from a B that drops one row and adds a fresh one: ours drops a random number of rows and adds none, for a
+    fresh row asks for a measurement that real data do not hold, and where measured rows are held out to be predicted
+    nothing fresh is needed: the weights are exact.
+
     Args:
         count: Rows, numbers known of each channel.
         keep: Range of q, the probability that B keeps a row.

@@ -76,7 +76,10 @@ def measured_scale(kspace: np.ndarray | Tensor, mask: np.ndarray | Tensor, core:
 
 
 def _as_tensors(kspace: np.ndarray | Tensor, mask: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
-    """K-space and its mask, expanded to (slices, 1, H, W), on the CPU."""
+    """K-space and its mask, expanded to (slices, 1, H, W), on the CPU; without slices that hold nothing but zeros.
+
+    Those say nothing: neither scale nor noise may depend on how many of them there are.
+    """
     data, sampled = (
         x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.require(x, requirements="W"))
         for x in (kspace, mask)
@@ -87,7 +90,9 @@ def _as_tensors(kspace: np.ndarray | Tensor, mask: np.ndarray | Tensor) -> tuple
     full = (slices, 1, height, width)
     good = sampled.ndim == 4 and all(n in (1, size) for n, size in zip(sampled.shape, full, strict=True))
     require(good, f"mask must broadcast to {full} to match kspace; got {tuple(sampled.shape)}.", DataError)
-    return data, sampled.bool().expand(full)
+    sampled = sampled.bool().expand(full)
+    held = [i for i in range(slices) if bool(((data[i] != 0) & sampled[i]).any())]
+    return (data, sampled) if len(held) in (0, slices) else (data[held], sampled[held])
 
 
 def _centre(height: int, width: int, size: int) -> tuple[slice, slice]:

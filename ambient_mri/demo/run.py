@@ -240,7 +240,7 @@ class _Terminal:
 
 def _method_name(result: Reconstruction) -> str:
     objective = "em" if result.settings["prior_kind"] == "clean" else "ambient"
-    return f"{objective}/split_gibbs/mean{result.samples.shape[1]}"
+    return f"{objective}/split_gibbs/mean{result.num_samples}"
 
 
 def _finite(value: Any) -> Any:

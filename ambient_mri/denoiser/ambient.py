@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ambient_mri._checks import check_positive, require
 from ambient_mri.corruption import Corruption
-from ambient_mri.denoiser.base import Denoiser
+from ambient_mri.denoiser.base import Denoiser, ErrorCurve
 from ambient_mri.denoiser.preconditioning import ProfileEncoder, apply_network, checked_precision, output_scale
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators.base import LinearOperator
@@ -22,7 +22,7 @@ from ambient_mri.tensors import per_row
 __all__ = ["AmbientDenoiser", "ConditionalDenoiser"]
 
 
-class ConditionalDenoiser(nn.Module):
+class ConditionalDenoiser(ErrorCurve):
     """A network as an ambient denoiser: (z, sigma, A_tilde) -> E[x0 | z, A_tilde].
 
     Args:
@@ -121,6 +121,10 @@ class AmbientDenoiser(Denoiser):
     """An ambient network as x_t -> x_hat: a fresh further mask of the scan's own lines at every call, or several,
     averaged.
 
+    r_t is the error that the network's preconditioning expects. The measured curve of a network that has one is not
+    taken over unasked: split Gibbs spreads its samples more with it, nearer to their error, but each of them has a
+    lower PSNR. Ask with ``denoiser.set_error_curve(model.error_sigmas, model.error_values)``.
+
     Args:
         model: The ambient network.
         corruption: Draws the further masks.
@@ -164,7 +168,14 @@ class AmbientDenoiser(Denoiser):
         return self.model(z, sigma, operator, kept)
 
     def posterior_std(self, sigma: Tensor) -> Tensor:
-        """r_t of an ambient network: what is missing stays missing at every sigma."""
+        """r_t of an ambient network, per real part: what is missing stays missing at every sigma.
+
+        From this denoiser's error curve, if it was given one: the rms error at the acceleration of the scans that the
+        curve is of, for one further mask, at most sd. Without one, the error that the network's preconditioning expects
+        at the rate of this scan.
+        """
+        if self.has_error_curve:
+            return self.measured_error(sigma).clamp_max(self.sd)
         rate = self.measurement.mask.float().mean(dim=(1, 2, 3)).to(sigma)
         return self.model.expected_error(sigma, rate if len(rate) == len(sigma) else rate.mean().expand(len(sigma)))
 

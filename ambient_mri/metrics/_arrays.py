@@ -47,6 +47,8 @@ def real_pair(reference: ArrayLike, image: ArrayLike) -> tuple[np.ndarray, np.nd
 
 
 def sample_pair(samples: ArrayLike, reference: ArrayLike, minimum: int) -> tuple[np.ndarray, np.ndarray]:
+    kept = samples is not None
+    require(kept, "samples is None: they were not kept. Pass keep_samples=True to reconstruct() or solve().")
     x, x0 = as_array("samples", samples), as_array("reference", reference)
     require(
         x.ndim == x0.ndim + 1 and x.shape[1:] == x0.shape,

@@ -33,7 +33,7 @@ from ambient_mri.objectives.base import Loss
 from ambient_mri.objectives.energy import data_energy
 from ambient_mri.tensors import RowGenerators, add_scaled, per_row, rand_rows, randn_like_rows
 
-__all__ = ["AmbientObjective"]
+__all__ = ["AmbientObjective", "noise_aware_residual"]
 
 
 class AmbientObjective:
@@ -95,9 +95,29 @@ class AmbientObjective:
         self, z: Tensor, batch: Measurement, further: Further, sigma: Tensor, added: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """g, t and the weight of | g A D - t |^2 at every k-space location: see :func:`data_energy`."""
-        a = per_row(added.square() / sigma.square(), z)
-        one = torch.ones_like(a)
-        gain = torch.where(further.kept, a, one)
-        counted = torch.where(further.kept, a.square().clamp_min(1e-12).reciprocal().clamp_max(self.kept_cap), one)
-        # z is zero where nothing was kept: there t = y.
-        return gain, add_scaled(batch.y, a - 1, z), further.weights * counted
+        return noise_aware_residual(z, batch.y, further, added.square() / sigma.square(), self.kept_cap)
+
+
+def noise_aware_residual(
+    z: Tensor, y: Tensor, further: Further, a: Tensor, kept_cap: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """g, t and the weight of | g A D - t |^2 at every location of y (module docstring).
+
+    The noise of g A x0 - t has variance g noise_std^2 per real part, and is independent of z.
+
+    Args:
+        z: Noisy kept data, in the shape of ``y``, zero where nothing was kept.
+        y: Measured data.
+        further: B, and its weights W.
+        a: (sigma^2 - noise_std^2) / sigma^2, (b,).
+        kept_cap: Bound on 1/a^2.
+
+    Returns:
+        g, real, broadcastable to y; t, in the shape of y; the weights, real, broadcastable to y.
+    """
+    a = per_row(a, z)
+    one = torch.ones_like(a)
+    gain = torch.where(further.kept, a, one)
+    counted = torch.where(further.kept, a.square().clamp_min(1e-12).reciprocal().clamp_max(kept_cap), one)
+    # z is zero where nothing was kept: there t = y.
+    return gain, add_scaled(y, a - 1, z), further.weights * counted

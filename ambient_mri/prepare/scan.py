@@ -61,7 +61,7 @@ def prepare_scan(
     scan, retrospective = done.raw, bool(done.record["retrospective"])
     noise_std, noise_source = _noise(done, settings)
     if scan.coil_maps is None:
-        maps, method, warnings = _coil_maps(scan.kspace, scan.mask, noise_std, settings, torch.device(device))
+        maps, method, warnings = _coil_maps(scan, noise_std, settings, torch.device(device))
     else:
         maps, method, warnings = scan.coil_maps, "from the file", []
     preparation: dict[str, Any] = {
@@ -171,13 +171,17 @@ def _draw(law: SamplingLaw, raw: RawScan, seed: int) -> np.ndarray:
 
 
 def _coil_maps(
-    kspace: np.ndarray, mask: np.ndarray, noise_std: np.ndarray, settings: Preparation, device: torch.device
+    scan: RawScan, noise_std: np.ndarray, settings: Preparation, device: torch.device
 ) -> tuple[np.ndarray, str, list[str]]:
     """Maps of every slice, how they were made, and what a user should know of them."""
-    parts, method, warnings = [], "", []
+    kspace, mask = scan.kspace, scan.mask
     to: Callable[[np.ndarray], torch.Tensor] = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(device)  # noqa: E731
-    for start in range(0, len(kspace), _BATCH):
-        rows = slice(start, start + _BATCH)
+    # A slice that holds nothing but zeros keeps maps that are the same for every coil.
+    maps = np.full(kspace.shape, kspace.shape[1] ** -0.5, dtype=np.complex64)
+    held = [i for i, part in enumerate(kspace) if part.any()]
+    methods, warnings = list[str](), list[str]()
+    for start in range(0, len(held), _BATCH):
+        rows = held[start : start + _BATCH]
         found = estimate_coil_maps(
             to(kspace[rows]),
             to(mask[rows] if len(mask) > 1 else mask),
@@ -186,10 +190,13 @@ def _coil_maps(
             noise_std=to(noise_std[rows]),
             absorb=settings.absorb_phase,
         )
-        parts.append(found.maps.cpu().numpy())
-        method = found.method
-        warnings += [text for text in found.warnings if text not in warnings]
-    return np.concatenate(parts), method, warnings
+        maps[rows] = found.maps.cpu().numpy()
+        methods += [source.method for source in found.sources]
+        warnings += found.warnings
+    empty = [index for i, index in enumerate(scan.slice_indices) if i not in held]
+    if empty:
+        warnings.append(f"slices {empty} hold nothing but zeros: their coil maps are flat, the same for every coil.")
+    return maps, ", ".join(dict.fromkeys(methods)), list(dict.fromkeys(warnings))
 
 
 def _noise(done: Conditioned, settings: Preparation) -> tuple[np.ndarray, str]:

@@ -56,7 +56,7 @@ def measure_recalibration(
             f"{found.name}: the reconstruction has shape {image.shape}, its reference {reference.shape}. Do they "
             "belong to one scan?",
         )
-        counts.add(found.samples.shape[1])
+        counts.add(found.num_samples)
         factor, plain = fit_scale(image, reference), np.asarray(spread / found.recalibration_factor)
         inside = reference > _OBJECT * reference.max()
         unshared = math.sqrt(max(1 - 1 / found.settings.get("acceleration", math.inf), 0))

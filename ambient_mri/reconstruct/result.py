@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ambient_mri._checks import require
-from ambient_mri.uncertainty import principal_components
+from ambient_mri.uncertainty import Spread, kept_samples, recalibration_factor
 
 __all__ = ["Reconstruction", "ReconstructionWarning"]
 
@@ -28,7 +27,7 @@ class Reconstruction:
         mean: (slices, H, W) complex64, mean of the samples.
         std: (slices, H, W) float32, standard deviation of the complex samples, times the prior's recalibration factor
             where it has one for the sampler (``settings["recalibration"]``); None for a single sample.
-        samples: (slices, samples, H, W) complex64.
+        samples: (slices, samples, H, W) complex64, or None where they were not kept.
         residual: (slices,) chi^2 = ||y - A x||^2 / (m noise_std^2), mean over the samples; near 1 for honest samples,
             NaN where noise_std is 0.
         zero_filled: (slices, H, W) complex64, A^H y.
@@ -41,11 +40,13 @@ class Reconstruction:
         affine: (4, 4), (row, column, slice) of the cropped image to mm, where the file knows it.
         name: Of the scan.
         settings: Everything that made it, as plain data.
+        magnitude_spread: (slices, H, W) standard deviation of abs(sample), not recalibrated; found from the samples
+            when None.
     """
 
     mean: np.ndarray
     std: np.ndarray | None
-    samples: np.ndarray
+    samples: np.ndarray | None
     residual: np.ndarray
     zero_filled: np.ndarray
     mask: np.ndarray
@@ -56,11 +57,17 @@ class Reconstruction:
     affine: np.ndarray | None = None
     name: str = "scan"
     settings: dict[str, Any] = field(default_factory=dict)
+    magnitude_spread: np.ndarray | None = None
 
     def __repr__(self) -> str:
-        slices, samples, height, width = self.samples.shape
-        made = f"{samples} {'sample' if samples == 1 else 'samples'} of {self._sampler}"
+        (slices, height, width), count = self.mean.shape, self.num_samples
+        made = f"{count} {'sample' if count == 1 else 'samples'} of {self._sampler}"
         return f"Reconstruction({self.name!r}, {slices} x {height} x {width}, {made})"
+
+    @property
+    def num_samples(self) -> int:
+        """Samples a slice, whether they were kept or not."""
+        return int(self.settings["samples"]) if self.samples is None else self.samples.shape[1]
 
     @property
     def magnitude(self) -> np.ndarray:
@@ -72,22 +79,22 @@ class Reconstruction:
         """Standard deviation of abs(sample), (slices, *recon_shape), recalibrated as ``std``; None for one sample."""
         if self.std is None:
             return None
-        return self.recalibration_factor * np.abs(self.crop(self.samples)).std(axis=1, ddof=1)
+        if self.magnitude_spread is not None:
+            return self.recalibration_factor * self.crop(self.magnitude_spread)
+        return self.recalibration_factor * np.abs(self._spread.samples).std(axis=1, ddof=1)
 
     @property
     def recalibration_factor(self) -> float:
         """Factor that ``std`` contains, so that its intervals cover what they say on scans whose truth was known."""
-        return float((self.settings.get("recalibration") or {}).get("factor", 1.0))
+        return recalibration_factor(self.settings)
 
     def quantile(self, q: float) -> np.ndarray:
         """Pixel-wise quantile of abs(sample), recalibrated as ``std`` about its median, (slices, *recon_shape).
 
         Raises:
-            AmbientMRIError: If ``q`` is no quantile.
+            AmbientMRIError: If the samples were not kept, or ``q`` is no quantile.
         """
-        require(0 <= q <= 1, f"a quantile lies between 0 and 1; got {q}.")
-        middle, found = np.quantile(np.abs(self.crop(self.samples)), (0.5, q), axis=1)
-        return middle + self.recalibration_factor * (found - middle)
+        return self._spread.quantile(q)
 
     def principal_components(self, k: int = 3) -> tuple[np.ndarray, np.ndarray]:
         """The k directions in which the samples differ most, images (slices, k, *recon_shape) complex64 of norm one.
@@ -97,11 +104,9 @@ class Reconstruction:
             ``mean + 2 * std[i, j] * images[i, j]`` is still a likely image (see :mod:`ambient_mri.uncertainty`).
 
         Raises:
-            AmbientMRIError: If there are not more than k samples.
+            AmbientMRIError: If the samples were not kept, or there are not more than k of them.
         """
-        each = [principal_components(samples, k) for samples in self.crop(self.samples)]
-        images, spread = (np.stack(part) for part in zip(*each, strict=True))
-        return images, self.recalibration_factor * spread
+        return self._spread.principal_components(k)
 
     def crop(self, image: np.ndarray) -> np.ndarray:
         """The centre of (..., H, W) that remains once readout oversampling is removed."""
@@ -119,8 +124,10 @@ class Reconstruction:
             The files written.
 
         Raises:
-            AmbientMRIError: If the ending is unknown, the folder does not exist, or .nii is asked for without nibabel.
+            AmbientMRIError: If the ending is unknown, the folder does not exist, .nii is asked for without nibabel, or
+                samples that were not kept.
         """
+        stored = kept_samples(self.samples, "reconstruct") if samples else None
         if Path(path).suffix.lower() == ".png":
             return [self.figure(path)]
         from ambient_mri.data.writers import save_reconstruction
@@ -129,7 +136,7 @@ class Reconstruction:
             path,
             self.mean,
             std=self.std,
-            samples=self.samples if samples else None,
+            samples=stored,
             residual=self.residual,
             recon_shape=self.recon_shape,
             affine=self.affine,
@@ -141,7 +148,7 @@ class Reconstruction:
         from ambient_mri.report.plots import reconstruction_figure
 
         index = len(self.mean) // 2 if slice_index is None else slice_index
-        count, deviation = self.samples.shape[1], self.magnitude_std
+        count, deviation = self.num_samples, self.magnitude_std
         name = f"{self._sampler}, mean of {count}" if count > 1 else self._sampler
         number = self.settings.get("slices", range(len(self.mean)))[index]
         return reconstruction_figure(
@@ -162,6 +169,11 @@ class Reconstruction:
         settings = {k: v for k, v in self.settings.items() if k != "warnings"}
         residual, noted = float(np.mean(self.residual)), self.settings.get("warnings", ())
         return write_html(path, self.name, reconstruction_sections(figure, settings, residual=residual, warnings=noted))
+
+    @property
+    def _spread(self) -> Spread:
+        """Of the samples after the crop."""
+        return Spread(self.crop(kept_samples(self.samples, "reconstruct")), self.recalibration_factor)
 
     @property
     def _sampler(self) -> str:

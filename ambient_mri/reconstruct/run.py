@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from ambient_mri._checks import AmbientMRIError, check_option
+from ambient_mri.coil_maps import MapSource
 from ambient_mri.denoiser import ConditionalDenoiser, Denoiser
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators import sense
@@ -30,7 +31,8 @@ from ambient_mri.prior import Prior
 from ambient_mri.reconstruct.result import Reconstruction, ReconstructionWarning
 from ambient_mri.reconstruct.volume import ArrayLike, Chunk, Volume, read_raw
 from ambient_mri.sampling import Sampler, ambient_denoiser, make_sampler
-from ambient_mri.sampling.automatic import with_automatic_steps
+from ambient_mri.sampling.automatic import given_steps, with_automatic_steps
+from ambient_mri.sampling.batching import free_memory, out_of_memory, rows_per_batch
 from ambient_mri.sampling.data_step import EXACT_MEMORY
 from ambient_mri.sampling.draw import (
     Drawn,
@@ -38,19 +40,17 @@ from ambient_mri.sampling.draw import (
     choose_device,
     describe_draw,
     draw,
-    free_memory,
     joined,
-    out_of_memory,
     progress_bar,
-    rows_per_batch,
     sample_count,
 )
+from ambient_mri.uncertainty import recalibration_factor
 
 if TYPE_CHECKING:
     from ambient_mri.data.files import SliceSelection
     from ambient_mri.data.readers import RawScan
 
-__all__ = ["reconstruct"]
+__all__ = ["reconstruct", "reconstruct_volume"]
 
 # Chi^2 of the residual above which a user is told.
 _MISFIT = 10.0
@@ -73,6 +73,7 @@ def reconstruct(
     seed: int = 0,
     device: str | torch.device = "auto",
     batch_size: int | str = "auto",
+    keep_samples: bool = True,
     progress: bool = True,
 ) -> Reconstruction:
     """Reconstruct a scan: draw samples of p(image | scan) under a prior.
@@ -98,7 +99,10 @@ def reconstruct(
         slices: Which slices; all when None. Scale and noise are measured on these slices.
         seed: Of the samples.
         device: ``"auto"`` takes a GPU where there is one.
-        batch_size: (slice, sample) pairs at a time; ``"auto"`` goes by their size. The result does not depend on it.
+        batch_size: (slice, sample) pairs at a time; ``"auto"`` goes by their size and the memory that is available. The
+            result does not depend on it.
+        keep_samples: Whether every sample is returned. Mean, standard deviations and residual are running ones: without
+            the samples, a thousand need no more memory than a batch.
         progress: Show a progress bar, in a terminal.
 
     Raises:
@@ -107,53 +111,103 @@ def reconstruct(
         AmbientMRIError: If an argument does not fit the others.
 
     Warns:
-        ReconstructionWarning: If coil maps rest on few ACS lines or none, a given noise_std is too high for them, the
-            images do not fit the data, or the scan's size is far from the prior's.
+        ReconstructionWarning: If coil maps rest on few ACS lines or none, ``"joint"`` is asked for where they are
+            plenty, a given noise_std is too high for them, the images do not fit the data, a slice holds nothing but
+            zeros (so do its image and std then), or the scan's size is far from the prior's.
         DataWarning: If the file contradicts itself.
     """
     started = time.perf_counter()
-    method, where = make_sampler(sampler, _given_steps(steps)), choose_device(device)
+    method, where = make_sampler(sampler, given_steps(steps)), choose_device(device)
     loaded = as_prior(prior, where)
     method.check_kind(loaded.kind)
-    count = sample_count(method, samples)
+    sample_count(method, samples)
     how, given = _maps_choice(coil_maps)
     raw = read_raw(scan, mask, given, slices)
     raw = replace(raw, coil_maps=None) if how else raw
     volume = Volume.measure(raw, noise_std, scale)
     if steps == "auto":
-        method = with_automatic_steps(method, loaded.model, float(volume.noise_std.median()))
+        level = float(volume.noise_std[list(volume.held)].median())
+        method = with_automatic_steps(method, loaded.model, level)
+    made = reconstruct_volume(
+        volume,
+        loaded,
+        method,
+        maps=how,
+        samples=samples,
+        seed=seed,
+        device=where,
+        batch_size=batch_size,
+        keep_samples=keep_samples,
+        progress=progress,
+    )
+    for text in made.settings["warnings"]:
+        warnings.warn(f"{raw.name}: {text}", ReconstructionWarning, stacklevel=2)
+    made.settings["seconds"] = round(time.perf_counter() - started, 2)
+    return made
+
+
+def reconstruct_volume(
+    volume: Volume,
+    prior: Prior,
+    method: Sampler,
+    *,
+    maps: str | None,
+    samples: int,
+    seed: int,
+    device: torch.device,
+    batch_size: int | str = "auto",
+    keep_samples: bool = True,
+    progress: bool = False,
+) -> Reconstruction:
+    """:func:`reconstruct` from where scale and noise level are known; warnings are in the settings alone.
+
+    Args:
+        volume: A scan, read and measured.
+        prior: On ``device``, of a kind that the sampler takes.
+        method: The sampler.
+        maps: ``"espirit"``, ``"joint"``, or None for the one that suits the scan.
+        samples: As for :func:`reconstruct`.
+        seed: Of the samples.
+        device: Where the batches are computed.
+        batch_size: As for :func:`reconstruct`.
+        keep_samples: As for :func:`reconstruct`.
+        progress: Show a progress bar, in a terminal.
+    """
+    started, raw, count = time.perf_counter(), volume.raw, sample_count(method, samples)
     # An ambient network knows aliasing along the axis of its training masks, the last one.
-    transpose = loaded.kind != "clean" and raw.mask.shape[-1] == 1 < raw.mask.shape[-2]
-    rows = rows_per_batch(batch_size, raw.shape, raw.num_coils, where)
+    transpose = prior.kind != "clean" and raw.mask.shape[-1] == 1 < raw.mask.shape[-2]
+    rows = rows_per_batch(batch_size, raw.shape, raw.num_coils, device)
     batch = _slices_per_batch(rows, count, raw.shape)
-    starts = range(0, len(raw), batch)
     results: dict[str, list[np.ndarray]] = {}
-    noted, found = _size_warning(loaded, raw.shape) + _nothing_missing(raw), dict[str, Any]()
-    with progress_bar(progress, len(raw) * count * method.steps) as bar:
-        drawing = _Drawing(loaded.model, method, count, rows, seed, bar)
-        for start in starts:
-            chunk = volume.chunk(slice(start, min(start + batch, len(raw))), where, transpose=transpose)
-            if how == "joint" or (how is None and chunk.poor_maps and loaded.kind == "clean"):
-                chunk = chunk.with_joint_maps(loaded, seed)
+    noted = _size_warning(prior, raw.shape) + _nothing_missing(raw) + volume.warnings()
+    status, sources = dict[str, Any](), list[MapSource]()
+    with progress_bar(progress, len(volume) * count * method.steps) as bar:
+        drawing = _Drawing(prior.model, method, count, rows, seed, keep_samples, bar)
+        for start in range(0, len(volume), batch):
+            chunk = volume.chunk(slice(start, start + batch), device, transpose=transpose)
+            if maps == "joint":
+                chunk = chunk.with_joint_maps(prior, seed, range(len(chunk.sources)))
+            elif maps is None and prior.kind == "clean":
+                chunk = chunk.with_joint_maps(prior, seed, chunk.poor_rows)
             drawn = drawing.samples(chunk.measurement)
             for key, value in _raw_units(chunk, drawn, volume.scale, transpose).items():
                 results.setdefault(key, []).append(value)
-            noted += [text for text in chunk.warnings if text not in noted]
-            found = found or {"coil_maps": chunk.maps_method, "run": drawn.status}
+            sources += chunk.sources
+            status = status or drawn.status
+    noted += dict.fromkeys(text for source in sources for text in source.warnings)
+    found = {"coil_maps": ", ".join(dict.fromkeys(source.method for source in sources)), "run": status}
     noted += _misfit(np.concatenate(results["residual"]))
     noted += _too_much_noise(np.concatenate(results.pop("calibration_chi2")), volume.noise_source)
-    for text in noted:
-        warnings.warn(f"{raw.name}: {text}", ReconstructionWarning, stacklevel=2)
-    arrays = {key: np.concatenate(values) for key, values in results.items()}
+    arrays: dict[str, Any] = {key: volume.restored(key, np.concatenate(values)) for key, values in results.items()}
     levels = {key: arrays.pop(key).tolist() for key in ("noise_std_scaled", "effective_noise_std_scaled")}
-    settings = {**describe_draw(loaded, method, count, seed, where), **volume.settings(), **found, **levels}
+    settings = {**describe_draw(prior, method, count, seed, device), **volume.settings(), **found, **levels}
     settings |= {"warnings": noted, "seconds": round(time.perf_counter() - started, 2)}
-    settings["recalibration"] = loaded.metadata.get("recalibration", {}).get(method.name)
-    widening = np.float32((settings["recalibration"] or {}).get("factor", 1.0))
+    optional = {name: arrays.pop(name, None) for name in ("samples", "std", "magnitude_spread")}
+    if optional["std"] is not None:
+        optional["std"] *= np.float32(recalibration_factor(settings))
     return Reconstruction(
         **arrays,
-        mean=arrays["samples"].mean(axis=1),
-        std=widening * arrays["samples"].std(axis=1, ddof=1) if count > 1 else None,
+        **optional,
         mask=raw.mask,
         scale=volume.scale,
         recon_shape=raw.recon_shape,
@@ -161,13 +215,6 @@ def reconstruct(
         name=raw.name,
         settings=settings,
     )
-
-
-def _given_steps(steps: int | str | None) -> int | None:
-    if isinstance(steps, str):
-        check_option("steps", steps, ("auto",))
-        return None
-    return steps
 
 
 def _nothing_missing(raw: RawScan) -> list[str]:
@@ -220,6 +267,7 @@ class _Drawing:
         count: Samples a slice.
         rows: (slice, sample) pairs at a time.
         seed: Of the samples.
+        keep: Every sample, and not only the moments.
         bar: The progress bar.
     """
 
@@ -228,6 +276,7 @@ class _Drawing:
     count: int
     rows: int
     seed: int
+    keep: bool
     bar: Any
 
     def samples(self, m: Measurement) -> Drawn:
@@ -248,6 +297,9 @@ class _Drawing:
             # An iterative solver stops all rows of a batch at one tolerance; a slice's must not depend on its
             # neighbours.
             return joined([self.samples(m[i]) for i in range(len(m))])
+        if len(m) > 1 and len(m.mask) > 1 and not isinstance(self.model, Denoiser):
+            # Further masks are drawn for a batch, from the calibration lines that all of its rows have.
+            return joined([self.samples(m[i]) for i in range(len(m))])
 
         def denoiser(generators: Sequence[torch.Generator], repeats: int) -> Denoiser:
             if isinstance(self.model, Denoiser):
@@ -264,6 +316,7 @@ class _Drawing:
             keys=[("reconstruct", self.seed, key) for key in m.key],
             count=self.count,
             rows=self.rows,
+            keep=self.keep,
             progress=self.bar.update,
         )
 
@@ -273,10 +326,16 @@ def _raw_units(chunk: Chunk, drawn: Drawn, scale: float, transpose: bool) -> dic
     m = chunk.measurement
     rotation = torch.polar(torch.full_like(chunk.phase, scale), chunk.phase) * chunk.support
     zero_filled = sense(m.coil_maps, m.mask, axes=m.axes).adjoint(m.y)  # type: ignore[arg-type]
-    images, zero_filled = (x.mT if transpose else x for x in (drawn.kept, zero_filled))
-    return {
-        "samples": (images * rotation.cpu()[:, None])[:, :, 0].numpy(),
-        "zero_filled": (zero_filled * rotation)[:, 0].cpu().numpy(),
+    turn, size = rotation.cpu(), rotation.abs().cpu()
+    upright = lambda x: x.mT if transpose else x  # noqa: E731
+    found = {
+        "samples": None if drawn.samples is None else (upright(drawn.samples) * turn[:, None])[:, :, 0],
+        "std": None if drawn.std is None else (upright(drawn.std) * size)[:, 0],
+        "magnitude_spread": None if drawn.magnitude_std is None else (upright(drawn.magnitude_std) * size)[:, 0],
+    }
+    return {key: x.numpy() for key, x in found.items() if x is not None} | {
+        "mean": (upright(drawn.mean) * turn)[:, 0].numpy(),
+        "zero_filled": (upright(zero_filled) * rotation)[:, 0].cpu().numpy(),
         "phase": chunk.phase[:, 0].cpu().numpy(),
         "residual": drawn.residual.mean(dim=1).numpy(),
         "noise_std": (m.noise_std * scale).cpu().numpy(),

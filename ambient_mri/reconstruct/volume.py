@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ambient_mri._checks import DataError, check_finite, check_positive, check_shape, require
-from ambient_mri.coil_maps import absorb_phase, estimate_coil_maps
+from ambient_mri.coil_maps import MapSource, absorb_phase, estimate_coil_maps
 from ambient_mri.data.normalize import estimate_noise_std, measured_scale
 from ambient_mri.measurement import Measurement
 from ambient_mri.prior import Prior
@@ -36,6 +36,14 @@ _BLIND = (
 )
 
 
+_PLENTY = (
+    f"coil_maps='joint' was asked for where there are {{lines}} ACS lines: from {JOINT_BELOW} lines on, ESPIRiT's maps "
+    "are the better ones, and an image with joint maps can lose several dB. Leave coil_maps out, or pass 'espirit'."
+)
+# The method of maps that came with the scan.
+_GIVEN = "given"
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Some slices of a volume, ready for a sampler.
@@ -46,9 +54,7 @@ class Chunk:
         support: (b, 1, H, W) bool: where the coil maps see anything.
         noise_std: (b,) noise of the scan, scaled units.
         agreement: (b,) chi^2 of the calibration lines under ``noise_std``, NaN where it is not known.
-        maps_method: Where the coil maps come from.
-        warnings: What a user should know.
-        poor_maps: Whether the maps come from so few ACS lines that joint estimation does better.
+        sources: Where the coil maps of every slice come from, with what a user should know of them.
     """
 
     measurement: Measurement
@@ -56,39 +62,52 @@ class Chunk:
     support: Tensor
     noise_std: Tensor
     agreement: Tensor
-    maps_method: str
-    warnings: tuple[str, ...]
-    poor_maps: bool = False
+    sources: tuple[MapSource, ...]
 
-    def with_joint_maps(self, prior: Prior, seed: int) -> Chunk:
-        """The same slices with coil maps estimated together with the image."""
-        if self.measurement.num_coils == 1:
+    @property
+    def poor_rows(self) -> tuple[int, ...]:
+        """The slices whose maps come from so few ACS lines that joint estimation does better."""
+        return tuple(row for row, source in enumerate(self.sources) if _is_poor(source))
+
+    def with_joint_maps(self, prior: Prior, seed: int, rows: Sequence[int]) -> Chunk:
+        """The same slices, with coil maps that are estimated together with the image in ``rows``."""
+        m = self.measurement
+        if m.coil_maps is None or m.num_coils == 1:
             return self
-        settings = JointSettings(seed=seed)
-        if self.maps_method == "low_resolution":
-            measurement = calibrationless_coil_maps(prior.model, self.measurement, self.noise_std, settings)
-            return replace(
-                self, measurement=measurement, maps_method="joint without calibration lines", warnings=(_BLIND,)
-            )
-        measurement = joint_coil_maps(prior.model, self.measurement, self.noise_std, settings)
-        return replace(self, measurement=measurement, maps_method=f"joint from {self.maps_method}")
+        settings, sources = JointSettings(seed=seed), list(self.sources)
+        maps, levels = list(m.coil_maps.split(1)), list(m.noise_std.split(1))
+        for row in rows:
+            source = self.sources[row]
+            blind = source.method == "low_resolution"
+            estimate = calibrationless_coil_maps if blind else joint_coil_maps
+            found = estimate(prior.model, m[row], self.noise_std[row : row + 1], settings)
+            maps[row], levels[row] = found.coil_maps, found.noise_std
+            sources[row] = _joint_source(source)
+        measurement = replace(m, coil_maps=torch.cat(maps), noise_std=torch.cat(levels))
+        return replace(self, measurement=measurement, sources=tuple(sources))
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A raw scan with its scale and noise level.
+    """A raw scan with its scale and noise level, which slices without any signal leave as they are.
 
     Attributes:
         raw: The scan.
         scale: Raw units per scaled unit.
         noise_std: (slices,) per real part, scaled units.
         noise_source: Where it comes from.
+        held: Positions of the slices that hold signal: there is nothing to reconstruct in the others.
     """
 
     raw: RawScan
     scale: float
     noise_std: Tensor
     noise_source: str
+    held: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Number of slices that hold signal."""
+        return len(self.held)
 
     @classmethod
     def measure(cls, raw: RawScan, noise_std: float | ArrayLike | None = None, scale: float | None = None) -> Volume:
@@ -98,7 +117,15 @@ class Volume:
             raw: The scan.
             noise_std: Per real part, raw units, one number or one a slice; from the file, or estimated, when None.
             scale: Raw units per scaled unit; measured when None.
+
+        Raises:
+            DataError: If no slice holds any signal.
+            AmbientMRIError: If scale, noise level or the scan's coil maps cannot be.
         """
+        held = tuple(i for i, part in enumerate(raw.kspace) if part.any())
+        nothing = f"slices {list(raw.slice_indices)} hold nothing but zeros: there is nothing to reconstruct."
+        require(bool(held), nothing, DataError)
+        require(raw.coil_maps is None or bool(raw.coil_maps.any()), "coil_maps are zero everywhere.")
         if scale is None:
             scale = measured_scale(raw.kspace, raw.mask)
         check_positive("scale", scale)
@@ -115,43 +142,60 @@ class Volume:
         else:
             estimate, source = estimate_noise_std(raw.kspace, raw.mask, raw.acquired_extent)
             values = torch.tensor([estimate])
-        return cls(raw, scale, (values / scale).expand(len(raw)), source)
+        return cls(raw, scale, (values / scale).expand(len(raw)), source, held)
 
     def chunk(self, rows: slice, device: torch.device, *, transpose: bool = False) -> Chunk:
-        """Slices ``rows`` of the volume on ``device``; maps are estimated where the scan brings none.
+        """Slices ``rows`` of those with signal, on ``device``; maps are estimated where the scan brings none.
+
+        No number of a slice depends on which other slices are in the chunk.
 
         Args:
-            rows: Range of positions in the volume.
+            rows: Range of positions in ``held``.
             device: Device of the result.
             transpose: Swap rows and columns, so that the lines of the mask vary along the last axis.
         """
-        raw, per_slice = self.raw, lambda a: a[rows] if len(a) > 1 else a
-        y = torch.from_numpy(raw.kspace[rows]).to(device) / self.scale
+        picked = list(self.held[rows])
+        raw, per_slice = self.raw, lambda a: a[picked] if len(a) > 1 else a
+        y = torch.from_numpy(raw.kspace[picked]).to(device) / self.scale
         mask = torch.from_numpy(np.ascontiguousarray(per_slice(raw.mask))).to(device)
-        noise = self.noise_std[rows].to(device)
+        noise = self.noise_std[picked].to(device)
         if raw.coil_maps is None:
             found = estimate_coil_maps(y, mask, noise_std=noise)
-            maps, phase, method, notes = found.maps, found.phase, found.method, found.warnings
-            poor = found.acs is None or found.acs.num_lines < JOINT_BELOW
+            maps, phase, sources = found.maps, found.phase, found.sources
             support = torch.ones_like(phase, dtype=torch.bool)
         else:
             given = torch.from_numpy(np.ascontiguousarray(per_slice(raw.coil_maps))).to(device).expand_as(y)
             maps, support, notes = _normalised(given)
             maps, phase = absorb_phase(maps, y, mask)
-            method, poor = "given", False
+            sources = (MapSource(None, _GIVEN, notes),) * len(y)
         m = Measurement(
             y=y,
             mask=mask,
             coil_maps=maps,
             noise_std=noise,
             scale=torch.full((len(y),), self.scale, device=device),
-            key=tuple(str(raw.slice_indices[i]) for i in range(len(raw))[rows]),
+            key=tuple(str(raw.slice_indices[i]) for i in picked),
         ).check()
         effective, agreement = effective_noise_std(m)
         m = replace(m, noise_std=effective)
         if transpose:
             m = replace(m, y=m.y.mT, mask=m.mask.mT, coil_maps=maps.mT)
-        return Chunk(m.cancel_readout(), phase, support, noise, agreement, method, notes, poor)
+        return Chunk(m.cancel_readout(), phase, support, noise, agreement, sources)
+
+    def restored(self, name: str, values: np.ndarray) -> np.ndarray:
+        """``values`` (slices with signal, ...) as those of all slices: zero in the others, noise levels excepted."""
+        if len(self) == len(self.raw):
+            return values
+        result = np.zeros((len(self.raw), *values.shape[1:]), values.dtype)
+        if "noise_std" in name:
+            result[:] = self.noise_std.numpy() * (1.0 if name.endswith("scaled") else self.scale)
+        result[list(self.held)] = values
+        return result
+
+    def warnings(self) -> list[str]:
+        """What a user should know of slices without signal."""
+        empty = [index for i, index in enumerate(self.raw.slice_indices) if i not in self.held]
+        return [f"slices {empty} hold nothing but zeros: so do their reconstruction and its std."] if empty else []
 
     def settings(self) -> dict[str, Any]:
         """What was measured of the volume, as plain data."""
@@ -203,6 +247,21 @@ def read_raw(
     return _pick(raw, select_slices(slices, len(raw), raw.name))
 
 
+def _is_poor(source: MapSource) -> bool:
+    few = source.acs is None or source.acs.num_lines < JOINT_BELOW
+    return few and source.method not in (_GIVEN, "single_coil")
+
+
+def _joint_source(source: MapSource) -> MapSource:
+    """The source of maps that joint estimation made from those of ``source``."""
+    if source.method == "low_resolution":
+        return replace(source, method="joint without calibration lines", warnings=(_BLIND,))
+    notes = source.warnings
+    if not _is_poor(source) and source.acs is not None:
+        notes += (_PLENTY.format(lines=source.acs.num_lines),)
+    return replace(source, method=f"joint from {source.method}", warnings=notes)
+
+
 def _given_maps(coil_maps: ArrayLike, kspace: tuple[int, ...]) -> np.ndarray:
     maps = torch.as_tensor(coil_maps).detach().cpu().resolve_conj()
     maps = maps[None] if maps.ndim == 3 else maps
@@ -217,9 +276,8 @@ def _given_maps(coil_maps: ArrayLike, kspace: tuple[int, ...]) -> np.ndarray:
 def _normalised(maps: Tensor) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Maps with sum |S|^2 = 1, where they see anything, and a note if they had to be changed for it."""
     norm = maps.norm(dim=1, keepdim=True)
-    support = norm > 1e-3 * norm.amax()
-    require(bool(support.any()), "coil_maps are zero everywhere.")
-    off = float((norm[support] - 1).abs().max())
+    support = norm > 1e-3 * norm.amax(dim=(1, 2, 3), keepdim=True)
+    off = float(torch.where(support, (norm - 1).abs(), 0).max())
     notes: tuple[str, ...] = ()
     if off > 0.02:
         notes = (

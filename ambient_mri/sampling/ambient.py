@@ -15,7 +15,10 @@ from ambient_mri.masks import SamplingLaw
 from ambient_mri.measurement import Measurement
 from ambient_mri.sampling.base import Problem, Sampler
 
-__all__ = ["OneScan", "ambient_denoiser", "ambient_of"]
+__all__ = ["SAMPLING_KEEP", "OneScan", "ambient_denoiser", "ambient_of"]
+
+# Range of the share of a scan's own lines that a further mask keeps while sampling.
+SAMPLING_KEEP = (0.5, 0.9)
 
 
 class OneScan(SamplingLaw):
@@ -57,7 +60,7 @@ def ambient_denoiser(
     measurement: Measurement,
     generators: Sequence[torch.Generator],
     *,
-    keep: tuple[float, float] = (0.5, 0.9),
+    keep: tuple[float, float] = SAMPLING_KEEP,
     masks: int = 1,
 ) -> AmbientDenoiser:
     """The network as a denoiser of x_t for the rows of ``measurement``, with a fresh further mask at every call.

@@ -16,13 +16,26 @@ import math
 
 import torch
 
+from ambient_mri._checks import check_option
 from ambient_mri.denoiser import ConditionalDenoiser, Denoiser
 from ambient_mri.sampling.base import Sampler
 
-__all__ = ["with_automatic_steps"]
+__all__ = ["given_steps", "with_automatic_steps"]
 
 # noise_std over sd of the data that the default numbers of steps were chosen on, and how far from them it may lead.
 _REFERENCE, _FEWEST, _MOST = 1 / 25, 0.4, 2.0
+
+
+def given_steps(steps: int | str | None) -> int | None:
+    """The number of steps to make a sampler with: with ``"auto"`` its own, until the data are known.
+
+    Raises:
+        AmbientMRIError: For another word.
+    """
+    if isinstance(steps, str):
+        check_option("steps", steps, ("auto",))
+        return None
+    return steps
 
 
 def with_automatic_steps(sampler: Sampler, denoiser: Denoiser | ConditionalDenoiser, noise_std: float) -> Sampler:

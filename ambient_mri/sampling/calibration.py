@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ambient_mri.coil_maps import find_acs
+from ambient_mri.coil_maps import find_acs, rows_by_mask
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators import sense, solve_regularized
 from ambient_mri.tensors import complex_randn, keyed_generator
@@ -43,6 +43,9 @@ def effective_noise_std(m: Measurement) -> tuple[Tensor, Tensor]:
         maps, less where ``m.noise_std`` is too high. Where nothing can contradict the maps (no calibration region, a
         single coil, so few lines that an image fits them whatever they hold, no signal), ``m.noise_std`` and NaN.
     """
+    if len(rows_by_mask(m.mask, len(m))) > 1:  # rows have calibration regions of their own
+        parts = [effective_noise_std(m[i]) for i in range(len(m))]
+        return torch.cat([level for level, _ in parts]), torch.cat([agreement for _, agreement in parts])
     acs, variance = find_acs(m.mask, m.image_shape), m.noise_std.square()
     unknown = m.noise_std, torch.full_like(variance, torch.nan)
     if acs is None or m.coil_maps is None or m.num_coils == 1:

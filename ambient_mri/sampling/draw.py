@@ -16,11 +16,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ambient_mri._checks import AmbientMRIError, PriorError, check_option, require
+from ambient_mri._checks import AmbientMRIError, PriorError, require
 from ambient_mri.denoiser import AmbientDenoiser, ConditionalDenoiser, Denoiser
 from ambient_mri.operators.base import LinearOperator
 from ambient_mri.prior import Prior, load_prior
 from ambient_mri.sampling.base import Sampler, SamplerResult
+from ambient_mri.sampling.batching import free_memory, out_of_memory
 from ambient_mri.sampling.data_step import DataStep, MeasurementNoise, repeat_rows
 from ambient_mri.tensors import keyed_generator
 
@@ -34,21 +35,13 @@ __all__ = [
     "choose_device",
     "describe_draw",
     "draw",
-    "free_memory",
     "joined",
-    "out_of_memory",
     "progress_bar",
-    "rows_per_batch",
     "sample_count",
 ]
 
 Keys: TypeAlias = Sequence[tuple[int | str, ...]]
 PriorLike: TypeAlias = "str | os.PathLike[str] | Prior | Denoiser | ConditionalDenoiser"
-
-# How torch's allocators for the CPU and for accelerators say that there is no more.
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-# Pixels of images, and of coil images, in one batch.
-_PIXELS = {"cpu": (2**17, 2**24), "cuda": (2**22, 2**27)}
 
 
 @dataclass(frozen=True)
@@ -61,6 +54,7 @@ class Drawn:
         samples: (n, K, ...), or None where they were not kept.
         residual: (n, K) chi^2 of every sample, see :func:`chi2`.
         status: How the first batch went.
+        magnitude_std: Standard deviation of the samples' absolute values; None for a single sample.
     """
 
     mean: Tensor
@@ -68,17 +62,7 @@ class Drawn:
     samples: Tensor | None
     residual: Tensor
     status: dict[str, Any]
-
-    @property
-    def kept(self) -> Tensor:
-        """The samples.
-
-        Raises:
-            AmbientMRIError: If they were not kept.
-        """
-        if self.samples is None:
-            raise AmbientMRIError("the samples were not kept: draw with keep=True.")
-        return self.samples
+    magnitude_std: Tensor | None = None
 
 
 class RunningMoments:
@@ -136,7 +120,8 @@ def draw(
         keep: Keep every sample, not only the moments.
         progress: Called with the number of pairs after every step of the sampler.
     """
-    moments, kept, residuals, status = RunningMoments(), list[Tensor](), list[Tensor](), dict[str, Any]()
+    moments, magnitudes = RunningMoments(), RunningMoments()
+    kept, residuals, status = list[Tensor](), list[Tensor](), dict[str, Any]()
     size, first = max(1, rows // len(y)), 0
 
     def batch(picked: range) -> tuple[SamplerResult, Tensor]:
@@ -168,34 +153,19 @@ def draw(
         images = result.x.reshape(len(y), len(picked), *result.x.shape[1:]).cpu()
         residuals.append(found.reshape(len(y), len(picked)).cpu())
         moments.add(images)
+        magnitudes.add(images.abs())
         if keep:
             kept.append(images)
         first = picked.stop
-    dtype, std = images.dtype, moments.std()
+    std, magnitude_std = (None if s is None else s.to(images.real.dtype) for s in (moments.std(), magnitudes.std()))
     return Drawn(
-        moments.mean.to(dtype),
-        None if std is None else std.to(images.real.dtype),
+        moments.mean.to(images.dtype),
+        std,
         torch.cat(kept, dim=1) if keep else None,
         torch.cat(residuals, dim=1),
         status,
+        magnitude_std,
     )
-
-
-def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or what it was raised from, is for want of memory: the allocators of torch and Python."""
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
-            return True
-        if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY):
-            return True
-        error = error.__cause__
-    return False
-
-
-def free_memory(device: torch.device) -> None:
-    """Give back what the allocator of an accelerator keeps for later."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def joined(parts: Sequence[Drawn]) -> Drawn:
@@ -211,6 +181,7 @@ def joined(parts: Sequence[Drawn]) -> Drawn:
         together([p.samples for p in parts]),
         torch.cat([p.residual for p in parts]),
         parts[0].status,
+        together([p.magnitude_std for p in parts]),
     )
 
 
@@ -255,27 +226,6 @@ def sample_count(method: Sampler, samples: int) -> int:
     return samples if method.stochastic else 1
 
 
-def rows_per_batch(batch_size: int | str, shape: tuple[int, int], coils: int, device: torch.device) -> int:
-    """(row, sample) pairs at a time.
-
-    Args:
-        batch_size: A number, or ``"auto"`` to go by the size of the images.
-        shape: H and W.
-        coils: Coil images a pair.
-        device: Where the batch is computed.
-
-    Raises:
-        AmbientMRIError: If the number is below one, or another word is given.
-    """
-    if isinstance(batch_size, str):
-        check_option("batch_size", batch_size, ("auto",))
-        images, coil_images = _PIXELS.get(device.type, _PIXELS["cpu"])
-        pixels = shape[0] * shape[1]
-        return max(1, min(images // pixels, coil_images // (pixels * max(coils, 1))))
-    require(batch_size >= 1, f"batch_size must be at least 1, or 'auto'; got {batch_size}.")
-    return batch_size
-
-
 def describe_draw(prior: Prior, method: Sampler, samples: int, seed: int, device: torch.device) -> dict[str, Any]:
     """What was asked for, as plain data."""
     return {
@@ -285,6 +235,7 @@ def describe_draw(prior: Prior, method: Sampler, samples: int, seed: int, device
         "samples": samples,
         "seed": seed,
         "device": str(device),
+        "recalibration": prior.metadata.get("recalibration", {}).get(method.name),
     }
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ambient_mri._checks import check_positive, require
 from ambient_mri.data.datasets import ScanDataset
-from ambient_mri.denoiser import Denoiser
+from ambient_mri.denoiser import ConditionalDenoiser, Denoiser
 from ambient_mri.measurement import Measurement
 from ambient_mri.metrics import chi2_residual, psnr
 from ambient_mri.operators import fft, sense
@@ -37,7 +37,16 @@ from ambient_mri.tensors import keyed_generator
 from ambient_mri.training.em import reconstruct_rows
 from ambient_mri.training.estimates import evenly_spaced
 
-__all__ = ["Assessment", "Settings", "assess", "held_out_lines", "radial_power"]
+__all__ = [
+    "Assessment",
+    "Settings",
+    "assess",
+    "curve_entry",
+    "held_out_lines",
+    "power_entry",
+    "radial_power",
+    "references_entry",
+]
 
 
 @dataclass(frozen=True)
@@ -143,17 +152,18 @@ def held_out_lines(m: Measurement, share: float, seed: int) -> Tensor:
 
 
 def radial_power(images: Tensor, rings: int) -> Tensor:
-    """Mean |F x|^2 / 2 on ``rings`` rings of equal width up to half a cycle a pixel; the corners are left out.
+    """Mean |F x|^2 a real channel on ``rings`` rings of equal width up to half a cycle a pixel, without the corners.
 
     Args:
-        images: (b, 1, H, W) complex.
+        images: (b, c, H, W), complex (two real channels each) or real.
         rings: Number of rings.
     """
     rows, columns = ((torch.arange(n, device=images.device) - n // 2) / n for n in images.shape[-2:])
     radius = (rows[:, None].square() + columns[None].square()).sqrt()
     ring = (radius * 2 * rings).long()
     inside = ring < rings
-    power = (fft(images).abs().square() / 2).mean(dim=(0, 1))[inside]
+    parts = 2 if images.is_complex() else 1
+    power = (fft(images).abs().square() / parts).mean(dim=(0, 1))[inside]
     total = torch.zeros(rings, device=images.device).index_add_(0, ring[inside], power)
     return total / torch.bincount(ring[inside], minlength=rings).clamp_min(1)
 
@@ -208,14 +218,8 @@ def _summary(
 ) -> dict[str, Any]:
     mean = {name: sum(values) / len(values) for name, values in sums.items()}
     model = prior.model
-    curve = None
-    if isinstance(model, Denoiser) and model.error_sigmas.numel():
-        curve = {"sigma": model.error_sigmas.tolist(), "error": model.error_values.tolist()}
     error = max(mean["held_out_squared"], 0.0) / max(mean["held_out_energy"], 1e-12)
-    with_references = None
-    if "psnr_mean" in mean:
-        note = "evaluation against reference images of simulated scans; no decision rests on it"
-        with_references = {"note": note, "psnr_mean": mean["psnr_mean"], "psnr_sample": mean["psnr_sample"]}
+    known = "psnr_mean" in mean
     return {
         "kind": prior.kind,
         "sampler": sampler.name,
@@ -225,11 +229,26 @@ def _summary(
         "data_residual": mean["residual"] ** 0.5,
         "held_out_error": error**0.5,
         "sample_std": (mean["variance"] ** 0.5 / model.sd) if "variance" in mean else None,
-        "power": {"cycles_per_pixel": _ring_centres(settings.rings), "mean": power.tolist()},
-        "error_curve": curve,
-        "with_references": with_references,
+        "power": power_entry(power),
+        "error_curve": curve_entry(model),
+        "with_references": references_entry(mean["psnr_mean"], mean["psnr_sample"]) if known else None,
     }
 
 
-def _ring_centres(rings: int) -> list[float]:
-    return [(i + 0.5) / (2 * rings) for i in range(rings)]
+def power_entry(power: Tensor) -> dict[str, list[float]]:
+    """A spectrum of :func:`radial_power` as plain data."""
+    rings = len(power)
+    return {"cycles_per_pixel": [(i + 0.5) / (2 * rings) for i in range(rings)], "mean": power.tolist()}
+
+
+def curve_entry(model: Denoiser | ConditionalDenoiser) -> dict[str, list[float]] | None:
+    """The denoising-error curve that a clean prior carries, as plain data; None where there is none."""
+    if not isinstance(model, Denoiser) or not model.error_sigmas.numel():
+        return None
+    return {"sigma": model.error_sigmas.tolist(), "error": model.error_values.tolist()}
+
+
+def references_entry(psnr_mean: float, psnr_sample: float) -> dict[str, Any]:
+    """PSNR of the samples' mean and of one sample, marked as what it is."""
+    note = "evaluation against reference images of simulated scans; no decision rests on it"
+    return {"note": note, "psnr_mean": psnr_mean, "psnr_sample": psnr_sample}

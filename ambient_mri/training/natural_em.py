@@ -13,7 +13,9 @@ Files that are there (:mod:`ambient_mri.training.restored`) are never made again
 
 Held-out error, without a clean image: B hides measured locations, which are predicted from the rest. Where B hides
 nothing (noise alone) y is split into y + a e and y - e / a, e as strong as the noise: their noises are independent,
-the first is restored, the second compared with (Pang et al. 2021, arXiv:2102.02234).
+the first is restored, the second compared with (Pang et al. 2021, arXiv:2102.02234). Power spectrum and
+denoising-error curve are those of :mod:`ambient_mri.training.assess`; PSNR against the images is added where they are
+known, and nothing is decided by it.
 
 Reference: Rozet et al. 2024, arXiv:2405.13712, algorithm 1.
 """
@@ -21,9 +23,10 @@ Reference: Rozet et al. 2024, arXiv:2405.13712, algorithm 1.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +41,14 @@ from ambient_mri.prior import Prior
 from ambient_mri.sampling.base import Sampler
 from ambient_mri.sampling.full_view import FullView
 from ambient_mri.tensors import keyed_generator, per_row, randn_like_rows
-from ambient_mri.training.assess import Assessment, Settings
+from ambient_mri.training.assess import (
+    Assessment,
+    Settings,
+    curve_entry,
+    power_entry,
+    radial_power,
+    references_entry,
+)
 from ambient_mri.training.estimates import evenly_spaced
 from ambient_mri.training.natural import CorruptedImages
 from ambient_mri.training.shared_work import SharedWork
@@ -115,7 +125,13 @@ def restoration(
 
 @torch.no_grad()
 def assess_images(
-    prior: Prior, data: CorruptedImages, *, sampler: Sampler, settings: Settings, seed: int = 0
+    prior: Prior,
+    data: CorruptedImages,
+    *,
+    sampler: Sampler,
+    settings: Settings,
+    references: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
 ) -> Assessment:
     """Judge a prior by held-out images, without a clean one (module docstring).
 
@@ -124,6 +140,7 @@ def assess_images(
         data: Measurements of held-out images.
         sampler: Draws the posterior samples.
         settings: ``slices`` images, ``samples`` of each. What is held out follows from the corruption's B.
+        references: The images themselves, (1, c, H, W) by key, for PSNR; may be empty.
         seed: The same draws for every prior that is assessed with it, so that rounds compare.
     """
     model, corruption = prior.model, data.corruption
@@ -142,7 +159,9 @@ def assess_images(
         "data_residual": _residual(m, corruption, samples),
         "held_out_error": (max(error, 0.0) / max(energy, 1e-12)) ** 0.5,
         "sample_std": std,
-        "with_references": None,
+        "power": power_entry(radial_power(samples.flatten(0, 1), settings.rings)),
+        "error_curve": curve_entry(model),
+        "with_references": _with_references(m, samples, references or {}),
     }
     back = corruption.forward_operator(m).adjoint(m.y)
     shown = [back, samples[0], *([samples.mean(0)] if count > 1 else [])]
@@ -171,6 +190,16 @@ def _held_out(
     floor = float((noise.square() * hidden).sum())
     squared = (predicted - m.y).square() * hidden
     return float(squared.sum()) - floor, float((m.y.square() * hidden).sum()) - floor
+
+
+def _with_references(m: Measurement, samples: Tensor, references: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """PSNR of images in [-1, 1], 10 log10(4 / mean squared error), where all of them are known."""
+    if not all(key in references for key in m.key):
+        return None
+    truth = torch.cat([references[key] for key in m.key]).to(samples)
+    images = torch.stack([samples.mean(0), samples[0]])
+    decibel = 10 * torch.log10(4 / (images - truth).square().flatten(2).mean(2))
+    return references_entry(*decibel.mean(1).tolist())
 
 
 def _residual(m: Measurement, corruption: ImageCorruption, samples: Tensor) -> float:

@@ -40,6 +40,7 @@ from ambient_mri.training.assess import Assessment, Settings, assess
 from ambient_mri.training.draws import draw_of, draws_of_card, record_draws
 from ambient_mri.training.em import METHODS, claim
 from ambient_mri.training.estep import by_method, by_prior
+from ambient_mri.training.estimates import evenly_spaced
 from ambient_mri.training.export import find_prior
 from ambient_mri.training.natural import ImageFolder, ImageSplit
 from ambient_mri.training.natural_em import assess_images, restoration
@@ -232,7 +233,9 @@ def _held_out(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior) -> Ass
     sampler = _sampler(cfg, prior)
     if not isinstance(scans, ScanSet):
         (data,) = scans.corrupted_parts(build(cfg.corruption), held_out=None)[1:]
-        return assess_images(prior, data, sampler=sampler, settings=settings, seed=cfg.seed)
+        judged = [data.numbers[i] for i in evenly_spaced(len(data), settings.slices)]
+        images = {f"{scans.images.name}/{n}": scans.images.image(n) for n in judged}
+        return assess_images(prior, data, sampler=sampler, settings=settings, references=images, seed=cfg.seed)
     known = scans.val_references()
     references = ImageDataset(known).by_key() if known else {}
     return assess(prior, scans.val, sampler=sampler, settings=settings, references=references, seed=cfg.seed)

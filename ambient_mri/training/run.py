@@ -21,13 +21,13 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from ambient_mri._checks import require
 from ambient_mri.corruption import ImageCorruption
 from ambient_mri.data.datasets import ImageDataset
-from ambient_mri.denoiser import CleanDenoiser, Denoiser
+from ambient_mri.denoiser import CleanDenoiser, ConditionalDenoiser, Denoiser
 from ambient_mri.measurement import Measurement
 from ambient_mri.objectives import UncertaintyObjective
 from ambient_mri.prior import build_model
 from ambient_mri.training import callbacks as cb
 from ambient_mri.training.draws import draw_of, draws_of_card, second_draws
-from ambient_mri.training.error_curve import error_curve, learned_curve
+from ambient_mri.training.error_curve import ambient_error_curve, error_curve, learned_curve, while_sampling
 from ambient_mri.training.export import export_prior, newest_checkpoint, warm_start
 from ambient_mri.training.loggers import MetricsFile
 from ambient_mri.training.module import TrainingModule
@@ -78,8 +78,7 @@ def train(cfg: DictConfig) -> Path:
     card["draws"] = [d.plain() for d in chain]
     write_json(run_dir / "provenance.json", card)
     module = _module(cfg, setup, plan, warm=checkpoint is None)
-    held_out = setup.data.val if isinstance(setup.data.val, ImageDataset) else None
-    export = _Exporter(plan, _metadata(cfg, setup, card), run_dir / "prior", cfg.loader.batch_size, held_out)
+    export = _Exporter(plan, _metadata(cfg, setup, card), run_dir / "prior", cfg.loader.batch_size, setup)
     trainer = _trainer(cfg, run_dir, setup, export)
     with warnings.catch_warnings():
         for message in _EXPECTED_WARNINGS:
@@ -235,24 +234,40 @@ class _Exporter:
     metadata: dict[str, Any]
     folder: Path
     batch_size: int
-    held_out: ImageDataset | None = None
+    setup: Setup
 
     def __call__(self, module: TrainingModule, step: int) -> None:
-        """Write the weights that the module holds now, and for a clean prior its error curve on held-out images."""
+        """Write the weights that the module holds now, with the error curve on what was held out."""
         model: Any = module.model
         processes = module.trainer.world_size
         progress: dict[str, Any] = {"steps": step, "images_seen": step * self.batch_size, "processes": processes}
         name = self.folder.parent.resolve().name
-        before = (model.error_sigmas, model.error_values) if isinstance(model, Denoiser) else ()
+        before = model.error_sigmas, model.error_values
         if isinstance(model, CleanDenoiser) and model.error_head is not None:
             learned = learned_curve(model)
             model.set_error_curve(*learned)
             progress["learned_error_curve"] = {"sigma": learned[0].tolist(), "error": learned[1].tolist()}
-        if before and self.held_out is not None:
-            model.set_error_curve(*error_curve(model, self.held_out))
+        held_out = self.setup.data.val
+        if isinstance(model, Denoiser) and isinstance(held_out, ImageDataset):
+            model.set_error_curve(*error_curve(model, held_out))
+        elif isinstance(model, ConditionalDenoiser) and held_out is not None:
+            progress |= self._ambient_curve(model, held_out)
         export_prior(model, self.architecture, {**self.metadata, **progress}, self.folder, name)
-        if before:  # the averaged weights are swapped buffer by buffer: the model in training keeps its shapes
-            model.error_sigmas, model.error_values = before
+        # The averaged weights are swapped buffer by buffer: the model in training keeps its shapes.
+        model.error_sigmas, model.error_values = before
+
+    def _ambient_curve(self, model: ConditionalDenoiser, held_out: Any) -> dict[str, Any]:
+        """Set the curve of an ambient network where B removes lines (or pixels); what the card says of it."""
+        corruption = while_sampling(self.setup.corruption)
+        if corruption is None or model.kind != "ambient" or model.noise_domain != "kspace":
+            return {}
+        sigmas, errors = ambient_error_curve(model, held_out, corruption)
+        if len(sigmas) < 2:
+            log.info("no error curve: the held-out scans say nothing of the lines that they lack")
+            return {}
+        model.set_error_curve(sigmas, errors)
+        weights = "exact" if corruption.law.exact else "approximate"
+        return {"error_curve_of": f"held-out corrupted scans, given a further mask of a sampler; {weights} weights"}
 
 
 def _trainer(cfg: DictConfig, run_dir: Path, setup: Setup, export: _Exporter) -> pl.Trainer:

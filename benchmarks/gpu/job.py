@@ -17,6 +17,7 @@ import evaluation
 import outbox
 import speed
 import torch
+from budget import BUDGETS, plan_of
 from omegaconf import DictConfig, OmegaConf
 from resident import ResidentData, ResidentImages, ResidentScans, load_images, load_scans
 from simulation import Task, simulate
@@ -45,7 +46,7 @@ ACS_LINES = {8: 8}
 # Seconds kept free at the end of a command for exports and for what goes to the output folder.
 RESERVE = 15.0
 # Settings that a state folder was made with, and their defaults.
-_IDENTITY: dict[str, Any] = {"tiny": False, "network": "unet", "seed": 0, "overrides": []}
+_IDENTITY: dict[str, Any] = {"tiny": False, "budget": None, "network": None, "seed": 0, "overrides": []}
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,14 @@ class Job:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.state, self.begin = options, options.state, time.monotonic()
+        self._same_settings()
+        self.budget = BUDGETS[options.budget]
         self.deadline = self.begin + 60 * options.minutes - min(RESERVE, 6 * options.minutes)
         self.device = torch.device(options.device)
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
             torch.set_float32_matmul_precision("high")
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.state / "inductor"))
-        self._same_settings()
 
     @property
     def left(self) -> float:
@@ -153,21 +155,24 @@ class Job:
             return True
         o, chain = self.options, self.chain(name)
         minutes = o.stage_minutes or MINUTES.get(name, 4.0) * (0.01 if o.tiny else 1.0)
-        found = self._materials(name)
+        found, cfg = self._materials(name), self.config(name)
+        fixed = self.budget.experiment(name) is not None
         # A stage that is cut short by the end of a command pays its start twice: better to begin it in the next one.
-        planned = (folder / "plan.json").is_file() or o.stage_minutes > 0
+        planned = fixed or (folder / "plan.json").is_file() or o.stage_minutes > 0
         if found is None or self.left <= 0 or (not planned and self.left < 0.5 * minutes):
             return False
-        cfg = self._config_of(name)
+        steps = o.max_steps or (cfg.trainer.max_steps if fixed else UNPLANNED)
+        if fixed and not (folder / "plan.json").is_file():
+            write_json(folder / "plan.json", plan_of(steps, cfg.training.warmup_steps, found.data.batch_size))
         architecture = self.architecture("ambient" if name == "ambient" else "clean")
         stage = Stage(
             name,
             folder,
             minutes=minutes,
             deadline=self.deadline,
-            max_steps=o.max_steps or UNPLANNED,
+            max_steps=steps,
             init=self._start_of(name),
-            lr=o.lr * (0.5 if name.startswith("em") else 1.0),
+            lr=o.lr * (0.5 if name.startswith("em") else 1.0) if o.lr else cfg.training.lr,
             compiled=self._compiled(architecture, found),
         )
         metadata = card_of(cfg, self._manifest(), chain) | {"stage": name}
@@ -190,7 +195,7 @@ class Job:
         Raises:
             AmbientMRIError: If its start has seen another draw of the same subjects.
         """
-        cfg, start = self._config_of(name), self._start_of(name)
+        cfg, start = self.config(name), self._start_of(name)
         cfg.init = None if start is None else str(start)
         return require_chain(cfg, draw_of(self._manifest()), self.state / "stages" / name)
 
@@ -207,6 +212,7 @@ class Job:
                 load_scans(self.state / "data" / part, self.device),
                 self.state / "stages" / name / "images" / part,
                 steps=3 if self.options.tiny else self.options.em_steps,
+                start_sd=self.budget.start_sd,
                 batch_size=self.options.rows,
                 seed=number,
                 deadline=self.deadline,
@@ -218,7 +224,7 @@ class Job:
 
     def evaluate(self) -> bool:
         """Held-out subjects at every acceleration; the table."""
-        samples, steps = (2, 3) if self.options.tiny else (8, 50)
+        samples, steps = (2, 3) if self.options.tiny else (self.budget.samples, self.budget.steps)
         data = "simulated k-space of held-out subjects, true coil maps"
         done = evaluation.evaluate(
             self.state,
@@ -234,7 +240,7 @@ class Job:
 
     def heads(self) -> bool:
         """The real heads, with the script that makes the project's own table."""
-        samples = 2 if self.options.tiny else 8
+        samples = 2 if self.options.tiny else self.budget.samples
         return evaluation.real_heads(
             self.state, self.options.data.resolve(), samples=samples, seconds=max(60 * self.left, 1.0)
         )
@@ -245,7 +251,7 @@ class Job:
             return True
         tiny, compiled = self.options.tiny, self.options.compile
         scans = load_scans(self.state / "data" / "val_R4", self.device)
-        m = scans.batch(range(min(len(scans), 4 if tiny else 64)))
+        m = scans.batch(range(min(len(scans), 4 if tiny else self.budget.timed)))
         wanted = compiled == "on" or (compiled == "auto" and self.device.type == "cuda")
         rows = speed.measure(self.state, self.architecture("clean"), m, self.device, tiny=tiny, compiled=wanted)
         log.info("\n%s", speed.summary(rows))
@@ -256,14 +262,15 @@ class Job:
         picture = self.state / "sheet.png"
         drawn = picture.stat().st_mtime if picture.is_file() else 0.0
         if any(p.stat().st_mtime >= drawn for p in self.state.glob("stages/*/prior/weights.safetensors")):
-            evaluation.sheet(self.state, (4, 8), self.device, steps=3 if self.options.tiny else 50)
+            evaluation.sheet(self.state, (4, 8), self.device, steps=3 if self.options.tiny else self.budget.steps)
         return True
 
-    def config(self, objective: str) -> DictConfig:
-        """The package's configuration for this machine."""
-        o = self.options
+    def config(self, stage: str) -> DictConfig:
+        """The package's configuration of a stage for this machine."""
+        o, experiment = self.options, self.budget.experiment(stage)
         chosen = {
-            "objective": objective,
+            **({"experiment": experiment} if experiment else {}),
+            "objective": "ambient" if stage == "ambient" else "supervised",
             "trainer": "gpu" if self.device.type == "cuda" else "cpu",
             "seed": o.seed,
             "corruption.law.acceleration": 4,
@@ -276,6 +283,7 @@ class Job:
             chosen |= {"checkpoint_every": 4, "trainer.val_check_interval": 6, "trainer.log_every_n_steps": 2}
         else:
             chosen |= {"data": "brain_images", "data.root": o.data.resolve(), "network": o.network}
+        if not o.tiny and experiment is None:
             chosen |= {"checkpoint_every": 500, "trainer.val_check_interval": 1000, "trainer.log_every_n_steps": 50}
         return compose([*(f"{k}={v}" for k, v in chosen.items()), *o.overrides])
 
@@ -306,7 +314,7 @@ class Job:
             stage, made = card.parents[1], json.loads(card.read_text())
             done = "done" if (stage / "done.json").is_file() else "unfinished"
             plan = json.loads((stage / "plan.json").read_text()) if (stage / "plan.json").is_file() else {}
-            rate = f"{plan['images_per_second']:.0f} images/s" if plan else ""
+            rate = f"{plan['images_per_second']:.0f} images/s" if "images_per_second" in plan else ""
             lines.append(f"{stage.name:12}{done:12}{made['steps']:>8} of {made['planned_steps']} steps   {rate}")
         lines += [p.read_text() for p in sorted(self.state.glob("records/*.md"))]
         return "\n".join(lines)
@@ -315,12 +323,9 @@ class Job:
         """What :meth:`simulate` made."""
         return dict(json.loads((self.state / "data" / "done.json").read_text()))
 
-    def _config_of(self, name: str) -> DictConfig:
-        return self.config("ambient" if name == "ambient" else "supervised")
-
     def _materials(self, name: str) -> _Materials | None:
         """Data, objective and references of a stage; None where time ran out during an E-step."""
-        cfg, folder = self._config_of(name), self.state / "data"
+        cfg, folder = self.config(name), self.state / "data"
         sets: list[ResidentScans] | list[ResidentImages] | None
         references: dict[str, Tensor] = {}
         if name.startswith("em"):
@@ -333,7 +338,7 @@ class Job:
         if sets is None:
             return None
         train, val = sets
-        batch_size = min(self.options.batch_size, len(train))
+        batch_size = min(self.options.batch_size or cfg.loader.batch_size, len(train))
         log.info(
             "%s: %d training and %d held-out slices, batches of %d; %.1f GiB",
             name, len(train), len(val), batch_size, train.gigabytes + val.gigabytes,
@@ -383,4 +388,8 @@ class Job:
                 text = f"{self.state} was made with {name} = {known[name]}, not {given}: choose another --state"
                 raise SystemExit(text)
             setattr(self.options, name, known.get(name, given))
+        self.options.budget = self.options.budget or "gpu"
+        for name, value in BUDGETS[self.options.budget].defaults.items():
+            if getattr(self.options, name) is None:
+                setattr(self.options, name, value)
         path.write_text(json.dumps({name: getattr(self.options, name) for name in _IDENTITY}))

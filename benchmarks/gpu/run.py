@@ -4,7 +4,8 @@
 
 Every phase goes on where it was. State lives in ``--state``, outside the output folder; what is worth having is written
 to ``--out`` (default: $OUT, else gpu_out) after every phase, so that a machine that vanishes takes little with it.
-``--tiny`` rehearses everything on a CPU in half a minute. See README.md beside this file.
+``--budget cpu`` does the same without a GPU, at the sizes of ``configs/experiment/brain_R4_cpu*.yaml``; ``--tiny``
+rehearses everything on a CPU in half a minute. See README.md beside this file.
 """
 
 from __future__ import annotations
@@ -96,9 +97,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("phase", choices=PHASES, help="mstep makes the images of its E-step first")
-    add("--minutes", type=float, default=9.0, help="time of this command")
+    add("--budget", choices=["gpu", "cpu"], help="sizes, steps and time (default: gpu); cpu: hours on a CPU")
+    add("--minutes", type=float, help="time of this command (default: 9; cpu: 600)")
     add("--stage-minutes", type=float, default=0.0, help="plan a training stage for this long")
-    add("--device", choices=["cuda", "cpu"], default="cuda")
+    add("--device", choices=["cuda", "cpu"], help="default: the budget's")
     add("--tiny", action="store_true", help="rehearsal: phantoms of 32 x 32, a few steps")
     add("--state", type=Path, default=Path("/tmp/ambient_state"))
     add("--out", type=Path, default=Path(os.environ.get("OUT", "gpu_out")))
@@ -108,11 +110,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--restore", type=Path, default=ROOT / ".gpu_back", help="what an earlier lease brought back")
     add("--init", type=Path, help="prior folder that the ambient stage starts from")
     add("--round", type=int, default=1, help="of EM, for estep and mstep")
-    add("--em-steps", type=int, default=25, help="noise levels of split Gibbs in an E-step")
-    add("--network", default="unet", help="a file of configs/network")
-    add("--batch-size", type=int, default=128)
-    add("--rows", type=int, default=256, help="slices at a time in an E-step")
-    add("--lr", type=float, default=1e-3)
+    add("--em-steps", type=int, help="noise levels of split Gibbs in an E-step (default: 25; cpu: 20)")
+    add("--network", help="a file of configs/network (default: unet; cpu: unet_light)")
+    add("--batch-size", type=int, help="default: 128; cpu: that of the experiment")
+    add("--rows", type=int, help="slices at a time in an E-step (default: 256; cpu: 16)")
+    add("--lr", type=float, help="default: 1e-3, half of it in EM; cpu: that of the experiment")
     add("--compile", choices=["auto", "on", "off"], default="auto", help="auto: where it is faster")
     add("--max-steps", type=int, default=0, help="bound on the steps of a training stage; 0 for none")
     add("--processes", type=int, default=0, help="for the simulation; 0 for one a core")

@@ -318,6 +318,7 @@ def expectation(
     folder: Path,
     *,
     steps: int,
+    start_sd: float | None = None,
     batch_size: int = 256,
     seed: int = 0,
     deadline: float = float("inf"),
@@ -329,6 +330,7 @@ def expectation(
         scans: What to reconstruct.
         folder: Receives one file a batch; files that are there are kept.
         steps: Noise levels of split Gibbs.
+        start_sd: First of them in units of the prior's sd, where not the sampler's own.
         batch_size: Slices at a time.
         seed: Random streams are keyed by (seed, slice).
         deadline: ``time.monotonic()`` at which to stop.
@@ -339,7 +341,8 @@ def expectation(
     folder.mkdir(parents=True, exist_ok=True)
     device = scans.lines.device
     ambient = prior.kind == "ambient"
-    sampler = make_sampler("one_step") if ambient else make_sampler("split_gibbs", steps=steps)
+    first = None if start_sd is None else start_sd * prior.model.sd
+    sampler = make_sampler("one_step") if ambient else make_sampler("split_gibbs", steps=steps, sigma_max=first)
     parts = []
     for number, start in enumerate(range(0, len(scans), batch_size)):
         path = folder / f"{number:04d}.pt"

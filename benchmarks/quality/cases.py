@@ -11,6 +11,8 @@ Masks of 128 columns, by law and number:
 | random | 2, 3 | drawn by :class:`~ambient_mri.masks.RandomLines`, every R |
 | equispaced | 0, 1 | drawn by :class:`~ambient_mri.masks.EquispacedLines`, two different offsets, every R |
 
+Scans at their native sizes get drawn masks alone, the calibration lines in proportion to the width.
+
 The support of an image, inside and outside of which errors are counted, is its reference above 5 % of the maximum,
 dilated by two pixels, holes filled.
 """
@@ -123,11 +125,30 @@ def all_cases(root: Path | None, accelerations: Sequence[int], laws: Sequence[st
                     yield Case(name, acceleration, index, kspace, mask, reference, law, "drawn")
 
 
+def native_cases(root: Path, accelerations: Sequence[int], laws: Sequence[str], draws: int = 1) -> Iterator[Case]:
+    """The scans of ``multicoil_val`` at their native sizes with masks drawn for their width; arguments as above."""
+    scans = list(native_scans(root))
+    for law in laws:
+        for name, kspace, reference in scans:
+            for acceleration in accelerations:
+                for index, mask in enumerate(drawn_masks(law, acceleration, draws, kspace.shape[-2:])):
+                    yield Case(name, acceleration, index, kspace, mask, reference, law, "drawn")
+
+
 def real_scans(root: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Name, k-space (1, coils, 128, 128) and reference (128, 128) of the real multi-coil scans."""
     for name in SCANS:
         kspace = read_scan(root / "multicoil_val_128" / f"{name}.h5").kspace
         yield name, kspace, coil_combined(kspace)
+
+
+def native_scans(root: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name with the size, k-space (1, coils, H, W) and reference (H, W) of the middle slice of every full scan."""
+    for path in sorted((root / "multicoil_val").glob("*.h5")):
+        scan = read_scan(path)
+        height, width = scan.kspace.shape[-2:]
+        kspace = scan.kspace[len(scan) // 2][None]
+        yield f"{path.stem}_{height}x{width}", kspace, coil_combined(kspace)
 
 
 def phantom_scans() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:

@@ -1,7 +1,8 @@
 """What a better image costs: seconds and peak memory against PSNR on one head, and how both grow.
 
     AMBIENT_MRI_DATA=/path/to/data OMP_NUM_THREADS=1 python benchmarks/quality/cost.py --prior brain128
-    --ambient benchmarks/priors/brain_R4_ambient
+    --ambient benchmarks/priors/brain_R4_ambient      and, where there are such priors,
+    ... --adps ambient_published=RUNS/ambient_published/prior --ssdu ssdu_weighted=RUNS/ssdu_weighted/prior
 
 Quality: the head of 8 coils at R = 4 with the first mask of ``masks_128.npz`` (a simulated phantom without the data
 folder). Growth: simulated phantoms, R = 4, around one slice of 8 coils and 128 x 128 pixels, 4 samples of 10 levels;
@@ -9,9 +10,11 @@ coils, matrix size, samples and slices change one at a time.
 
 Seconds are those from undersampled k-space to image, coil maps and noise level included, after a warm-up; processor
 seconds count all threads, and BART's program. A baseline runs at the weight that is best for the head, found before the
-clock starts (its default weight where growth is measured). Every measurement has a process of its own, whose largest
-resident set is the peak memory, Python and its libraries included: that of zero-filled is nearly all of them. On a GPU
-the peak is what PyTorch allocated there. A measurement that the result file holds is not made again.
+clock starts (its default weight where growth is measured). A-DPS takes 500 steps, as published, and the step length l
+that ``benchmarks/speed/adps.py`` chose on a simulated scan and keeps in its record; feed-forward networks take one
+step. Every measurement has a process of its own, whose largest resident set is the peak memory, Python and its
+libraries included: that of zero-filled is nearly all of them. On a GPU the peak is what PyTorch allocated there. A
+measurement that the result file holds is not made again.
 """
 
 from __future__ import annotations
@@ -43,8 +46,9 @@ from ambient_mri.prior import load_prior  # noqa: E402
 from ambient_mri.reconstruct.volume import Volume, read_raw  # noqa: E402
 from ambient_mri.report.cost import cost_curves  # noqa: E402
 from ambient_mri.report.plots import curve_figure  # noqa: E402
-from ambient_mri.report.records import ResultFile, Row, read_records  # noqa: E402
+from ambient_mri.report.records import BASELINES, ResultFile, Row, read_records  # noqa: E402
 from ambient_mri.report.tables import format_value  # noqa: E402
+from ambient_mri.sampling import make_sampler  # noqa: E402
 from benchmarks.quality import methods  # noqa: E402
 from benchmarks.quality.cases import Case, drawn_masks, measure, phantom_scans, real_cases, score  # noqa: E402
 from benchmarks.quality.ledger import Ledger, provenance, recorded_command  # noqa: E402
@@ -53,6 +57,8 @@ from benchmarks.quality.tables import markdown_lines  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results"
 STEPS = (5, 10, 25, 50, 100)
 SAMPLES = 8
+ADPS_STEPS = 500
+ADPS_RECORD = RESULTS / "speed_adps.json"
 DEFINITIONS = {"seconds": "Seconds from undersampled k-space to images, all slices together, by the clock of the row."}
 GROWTH = {"coils": (4, 8, 16, 32), "size": (128, 192, 256), "samples": (1, 4, 16), "slices": (1, 4)}
 
@@ -83,8 +89,15 @@ class Spec:
 
     @property
     def sampler(self) -> str | None:
-        """Of one of our methods."""
+        """Of a method with a prior; a feed-forward network that has a name of its own takes one step."""
+        if self.method.startswith("ssdu"):
+            return "one_step"
         return self.method.split("/")[1] if "/" in self.method else None
+
+    @property
+    def family(self) -> str:
+        """The method without its estimate."""
+        return self.method.rsplit("/", 1)[0]
 
 
 def plan(options: argparse.Namespace) -> list[Spec]:
@@ -94,6 +107,11 @@ def plan(options: argparse.Namespace) -> list[Spec]:
     for device in devices:
         if options.ambient:
             specs.append(Spec("quality", "ambient/one_step/point", 1, 1, device=device))
+        for name in options.ssdu:
+            method = name if name in BASELINES else f"{name}/one_step/point"
+            specs.append(Spec("quality", method, 1, 1, device=device))
+        for name in options.adps:
+            specs.append(Spec("quality", f"{name}/adps/sample", options.adps_steps, 1, device=device))
         for steps in options.steps:
             specs.append(Spec("quality", f"{label}/dds/point", steps, 1, device=device))
             samples = options.samples
@@ -134,6 +152,15 @@ def work(spec: Spec, case: Case, prior: str | None) -> tuple[Callable[[int], np.
         if prior is None:
             raise SystemExit(f"{spec.method} needs a prior")
         loaded = load_prior(prior, device=spec.device)
+        if spec.sampler == "adps":
+            weight = step_length()
+
+            def published(steps: int) -> np.ndarray:
+                sampler = make_sampler("adps", steps=steps, likelihood_weight=weight)
+                rec, _ = methods.ours(case, loaded, sampler, spec.samples, None, device=spec.device)
+                return np.abs(rec.mean[0])
+
+            return published, {"nfe": spec.steps, "gradients": spec.steps, "regularisation": weight}
 
         def reconstructed(steps: int) -> np.ndarray:
             chosen = None if spec.sampler == "one_step" else steps
@@ -149,6 +176,17 @@ def work(spec: Spec, case: Case, prior: str | None) -> tuple[Callable[[int], np.
     _, weight, _ = methods.best_of_grid(case, measure(case), spec.method)
     solved = lambda _: methods.solve(measure(case), spec.method, weight)[0, 0].abs().numpy()  # noqa: E731
     return solved, {"regularisation": weight}
+
+
+def step_length() -> float:
+    """l of A-DPS from the record of ``benchmarks/speed/adps.py``.
+
+    Raises:
+        SystemExit: If there is no such record.
+    """
+    if not ADPS_RECORD.is_file():
+        raise SystemExit(f"{ADPS_RECORD} is missing: run `python benchmarks/speed/adps.py` first, it chooses l.")
+    return float(read_records(ADPS_RECORD).settings["likelihood_weight"]["weight"])
 
 
 def _volume(case: Case) -> Measurement:
@@ -214,7 +252,7 @@ def tables(result: ResultFile) -> str:
             base = {"coils": 8, "size": 128, "slices": 1, "samples": 4 if spec.sampler else 0}
             varied = all(getattr(spec, name) == value for name, value in base.items() if name != factor)
             if varied and (factor != "samples" or spec.sampler):
-                plain = [factor, str(getattr(spec, factor)), _family(spec), spec.device]
+                plain = [factor, str(getattr(spec, factor)), spec.family, spec.device]
                 lines.append([*plain, *_costs(result, spec)])
     lines.sort(key=lambda line: (list(GROWTH).index(line[0]), line[2], line[3], int(line[1])))
     if lines:
@@ -228,8 +266,9 @@ def figure(result: ResultFile, path: Path) -> Path:
     curves: dict[str, tuple[list[float], list[float]]] = {}
     for device in dict.fromkeys(row["device"] for row in scored):
         mine = [row for row in scored if row["device"] == device and "/" in row["method"]]
-        named = cost_curves(mine, "psnr", "seconds").items() if mine else ()
-        curves |= {name.replace("_", " ") + (" (GPU)" if device == "cuda" else ""): curve for name, curve in named}
+        for family in dict.fromkeys(_spec(row).family for row in mine):
+            (curve,) = cost_curves([r for r in mine if _spec(r).family == family], "psnr", "seconds").values()
+            curves[family.replace("_", " ") + (" (GPU)" if device == "cuda" else "")] = curve
     for row in (r for r in scored if "/" not in r["method"] and r["method"] != "zero_filled"):
         curves[row["method"].replace("_", " ")] = ([row["seconds"]], [row["value"]])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -241,10 +280,6 @@ def figure(result: ResultFile, path: Path) -> Path:
 
 def _spec(row: Row) -> Spec:
     return Spec(**{name: row[name] for name in Spec.__dataclass_fields__})
-
-
-def _family(spec: Spec) -> str:
-    return f"{spec.method.split('/')[0]}/{spec.sampler}" if spec.sampler else spec.method
 
 
 def _value(result: ResultFile, spec: Spec, metric: str, **factors: str) -> float | None:
@@ -263,6 +298,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prior", default="brain128", help="name or folder of a clean prior (default: %(default)s)")
     parser.add_argument("--label", help="first part of its method names (default: its name)")
     parser.add_argument("--ambient", help="folder of an ambient prior, for one step")
+    named: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME=PRIOR"}
+    parser.add_argument("--adps", **named, help="ambient network for A-DPS; may be given again")
+    parser.add_argument("--adps-steps", type=int, default=ADPS_STEPS)
+    parser.add_argument("--ssdu", **named, help="feed-forward network, such as ssdu_weighted=RUN/prior")
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
     parser.add_argument("--samples", type=int, default=SAMPLES, help="of split Gibbs, on the head")
     parser.add_argument("--baselines", nargs="*", default=None, help="default: all that can run here")
@@ -273,16 +312,21 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.baselines is None:
         options.baselines = methods.available_baselines()
+    for kind in ("adps", "ssdu"):
+        setattr(options, kind, dict(item.split("=", 1) for item in getattr(options, kind)))
     return options
+
+
+def priors_of(options: argparse.Namespace) -> dict[str, str]:
+    """Prior by the first part of its method names."""
+    ambient = {"ambient": options.ambient} if options.ambient else {}
+    return {options.label: options.prior, **ambient, **options.adps, **options.ssdu}
 
 
 def open_ledger(options: argparse.Namespace, arguments: Iterable[str]) -> Ledger:
     """The result file of this run; names the prior where no label did."""
-    prior = load_prior(options.prior)
-    options.label = options.label or prior.name.lower()
-    priors = {options.label: provenance(prior)}
-    if options.ambient:
-        priors["ambient"] = provenance(load_prior(options.ambient))
+    options.label = options.label or load_prior(options.prior).name.lower()
+    priors = {name: provenance(load_prior(folder)) for name, folder in priors_of(options).items()}
     settings = {
         "data": "brain_t1_8ch (real)" if os.environ.get("AMBIENT_MRI_DATA") else "a simulated phantom",
         "growth": "simulated phantoms, R = 4",
@@ -303,7 +347,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if book.has(**asdict(spec)):
             continue
         began = time.perf_counter()
-        prior = options.ambient if spec.sampler == "one_step" else options.prior if spec.sampler else None
+        prior = priors_of(options)[spec.method.split("/")[0]] if spec.sampler else None
         book.add(rows_of(spec, prior))
         sys.stderr.write(f"{spec}: {time.perf_counter() - began:.0f} s\n")
     result = read_records(book.path)

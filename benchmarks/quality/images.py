@@ -7,7 +7,8 @@ scikit-image ships where there is no data folder, and in a rehearsal). 20, 40, 6
 without noise; or none is, and noise of 0.1 or 0.2 is added. For each corruption: an ambient network trained on the
 corrupted images alone, then rounds of EM; once, the same network trained on the clean images. Restorations are of
 held-out images under the same corruption. Samples are compared with held-out images in the feature space of
-`image_features.py`; the floor of these distances, training images in the place of samples, stands beside them.
+`image_features.py`; the floor of these distances, training images in the place of samples, stands beside them. Where
+noise was added, what is left of it in the samples (`image_noise.py`) stands beside noisy and clean training images.
 
 Trainings run in processes of their own and go on where they stopped; records that are there are not measured again.
 """
@@ -20,8 +21,9 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from image_baselines import candidates
 from image_features import DIMENSION, Classifier, trained_classifier
+from image_noise import noise_levels, noise_rows
 from images_plan import BUDGETS, CASES, Budget, Case, source
 from training_runs import TrainedEvaluation, arguments_of, parser_of, say, train_once
 
@@ -47,15 +50,25 @@ from ambient_mri.sampling.ambient_generation import AmbientGeneration
 from ambient_mri.sampling.full_view import FullView
 from ambient_mri.sampling.heun import unconditional
 from ambient_mri.tensors import keyed_generator
+from ambient_mri.training.natural import CorruptedImages
 from ambient_mri.training.natural_em import restore_rows
 
 BENCHMARK = "images"
 SHOWN = 8
+# `data.seed` of the trainings.
+DATA_SEED = 0
 DEFINITIONS = {
     "psnr": "PSNR in dB of an image in [-1, 1]: 10 log10(4 / mean squared error), mean over images.",
     "frechet": "Frechet distance of samples to held-out images, features of benchmarks/quality/image_features.py.",
     "kernel": "Kernel distance (unbiased MMD^2, cubic kernel) of samples to held-out images, same features.",
 }
+
+
+class Timed(NamedTuple):
+    """Restorations (n, c, H, W) on the CPU, and the seconds that they took."""
+
+    images: Tensor
+    seconds: float
 
 
 class Evaluation(TrainedEvaluation[Budget]):
@@ -80,6 +93,8 @@ class Evaluation(TrainedEvaluation[Budget]):
             "data": f"{len(self.images.train)} training and {len(self.images.val)} held-out images of "
             + ("CIFAR-10" if self.file.parent != self.out else "patches of scikit-image's pictures"),
             "range": "[-1, 1]; noise_std is in these units, without clipping",
+            "seconds": "wall-clock per image, all restored side by side; a mean's are those of all its samples, a "
+            "sample's those over their number",
             "baselines": "settings: the best of a grid by mean PSNR, references in hand",
             "frechet": f"{DIMENSION} features of a classifier trained on the labels of the clean training images",
         }
@@ -88,7 +103,7 @@ class Evaluation(TrainedEvaluation[Budget]):
         """A run in a process of its own, where it is not finished."""
         folder, budget = self.out / "runs" / run, self.budget
         more = [
-            *(f"data.root={self.file}", f"model.precision={budget.precision}"),
+            *(f"data.root={self.file}", f"data.seed={DATA_SEED}", f"model.precision={budget.precision}"),
             *(f"network.channels={budget.channels}", f"network.multipliers={budget.multipliers}"),
             *arguments_of(batch_size=budget.batch_size, trainer=budget.trainer, steps=steps),
         ]
@@ -122,19 +137,23 @@ class Evaluation(TrainedEvaluation[Budget]):
         ]
         return Measurement.collate(rows)
 
-    def record(self, case: Case, method: str, restore: Callable[[], Tensor], **factors: Any) -> None:
+    def training_images(self, case: Case) -> CorruptedImages:
+        """What the trainings of this case see, number by number: the draws of their data seed."""
+        noise, numbers = (case.noise_std, case.noise_std), self.images.train
+        return CorruptedImages(self.images, numbers, case.corruption, noise_std=noise, seed=DATA_SEED)
+
+    def record(self, case: Case, method: str, restore: Callable[[], Timed], **factors: Any) -> None:
         """PSNR of a restoration of every held-out image, and its first images for the figure."""
         base = {"case": case.name, "missing": case.missing, "noise_std": case.noise_std, "method": method, **factors}
         if self.done(**base, metric="psnr"):
             return
         began = time.perf_counter()
-        found = restore().cpu()
-        seconds = (time.perf_counter() - began) / len(found)
+        found, seconds = restore()
         values = scores(self.truth, found)
         half = 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
         torch.save(found[:SHOWN].half(), self.shown(case.name, method))
         row = {**base, "metric": "psnr", "value": statistics.fmean(values), "n": len(values), "ci95": half}
-        self.append([{**row, "seconds": seconds}])
+        self.append([{**row, "seconds": seconds / len(found)}])
         say(f"{case.name}: {method} {row['value']:.2f} dB", began)
 
     def shown(self, *names: str) -> Path:
@@ -154,32 +173,56 @@ class Evaluation(TrainedEvaluation[Budget]):
             if name not in best or quality > best[name][0]:
                 best[name] = (quality, setting, restore)
         for name, (_, setting, restore) in best.items():
-            again: Callable[[], Tensor] = lambda restore=restore: restore(m.y, m.mask)  # type: ignore[misc]  # noqa: E731
-            self.record(case, name, again, setting=setting)
+            self.record(case, name, partial(timed, partial(restore, m.y, m.mask)), setting=setting)
 
     def restorations(self, case: Case, objective: str, prior: Prior) -> None:
         """One step of an ambient network; the mean of posterior samples, and one of them, of a clean prior."""
         m, budget = self.measurements(case).to(self.device), self.budget
         if objective == "ambient":
-            one = make_sampler("one_step")
-            self.record(case, "ambient/one_step/point", lambda: restore_rows(prior, m, case.corruption, one, 0))
+            point = partial(restore_rows, prior, m, case.corruption, make_sampler("one_step"), 0)
+            self.record(case, "ambient/one_step/point", partial(timed, point))
             return
-        sampler = make_sampler("split_gibbs", steps=budget.sampler_steps)
-        drawn: list[Tensor] = []
+        sampler, count = make_sampler("split_gibbs", steps=budget.sampler_steps), budget.samples
+        drawn: list[Timed] = []
 
-        def samples() -> list[Tensor]:
+        def samples() -> tuple[Tensor, float]:
+            """(count, n, c, H, W), drawn once for both rows, and the seconds of drawing them all."""
             if not drawn:
-                drawn.extend(restore_rows(prior, m, case.corruption, sampler, k) for k in range(budget.samples))
-            return drawn
+                drawn.extend(timed(partial(restore_rows, prior, m, case.corruption, sampler, k)) for k in range(count))
+            return torch.stack([part.images for part in drawn]), sum(part.seconds for part in drawn)
 
-        mean = f"{objective}/split_gibbs/mean{budget.samples}"
-        self.record(case, mean, lambda: torch.stack(samples()).mean(0), nfe=budget.sampler_steps)
-        self.record(case, f"{objective}/split_gibbs/sample", lambda: samples()[0], nfe=budget.sampler_steps)
+        def mean() -> Timed:
+            images, seconds = samples()
+            return Timed(images.mean(0), seconds)
 
-    def distances(self, case: str, method: str, draw: Callable[[], Tensor], factors: dict[str, Any]) -> None:
-        """Frechet and kernel distance of samples to the held-out images."""
+        def one() -> Timed:
+            images, seconds = samples()
+            return Timed(images[0], seconds / count)
+
+        self.record(case, f"{objective}/split_gibbs/mean{count}", mean, nfe=budget.sampler_steps)
+        self.record(case, f"{objective}/split_gibbs/sample", one, nfe=budget.sampler_steps)
+
+    def distances(
+        self,
+        case: str,
+        method: str,
+        draw: Callable[[], Tensor],
+        factors: dict[str, Any],
+        *,
+        training: Callable[[], Tensor] | None = None,
+    ) -> None:
+        """Frechet and kernel distance of samples to the held-out images; where no pixel is missing, the noise in them.
+
+        Args:
+            case: Name of the corruption, or "clean".
+            method: Of the records.
+            draw: Gives the samples.
+            factors: Of the records.
+            training: Noise levels of all noisy training images.
+        """
         base = {"case": case, "method": method, **factors}
-        if self.done(**base, metric="frechet"):
+        wanted = ["frechet"] if factors["missing"] else ["frechet", "noise_level"]
+        if all(self.done(**base, metric=metric) for metric in wanted):
             return
         began = time.perf_counter()
         space = self.classifier()
@@ -187,8 +230,19 @@ class Evaluation(TrainedEvaluation[Budget]):
         torch.save(drawn[:SHOWN].half(), self.shown("samples", case, method))
         pair = (space.features(drawn), space.features(self.stack(self.images.val)))
         values = {"frechet": metrics.frechet_distance(*pair), "kernel": metrics.kernel_distance(*pair)}
-        self.append([{**base, "metric": k, "value": v, "n": len(drawn), "ci95": None} for k, v in values.items()])
+        rows = [{**base, "metric": k, "value": v, "n": len(drawn), "ci95": None} for k, v in values.items()]
+        rows += [] if factors["missing"] else noise_rows(base, drawn, None if training is None else training())
+        self.append([row for row in rows if not self.done(**base, metric=row["metric"])])
         say(f"samples of {method} at {case}: Frechet {values['frechet']:.3g}", began)
+
+    def noisy_images(self, case: Case, factors: dict[str, Any]) -> Tensor:
+        """Noise levels of all noisy training images, (n,); their mean is recorded."""
+        data = self.training_images(case)
+        images = torch.cat([data[i].y for i in range(len(data))])
+        base = {"case": case.name, "method": "training_images/corrupted/sample", **factors}
+        if not self.done(**base, metric="noise_level"):
+            self.append(noise_rows(base, images))
+        return noise_levels(images)
 
     def classifier(self) -> Classifier:
         train = list(self.images.train)
@@ -241,30 +295,43 @@ class Evaluation(TrainedEvaluation[Budget]):
             name, draw = "ambient/fixed_mask/sample", lambda: self.generated_by_masks(ambient, case)
         else:
             name, draw = "ambient/heun/sample", lambda: self.generated(ambient)
-        self.distances(case.name, name, draw, factors)
+        training = None if case.missing else cache(partial(self.noisy_images, case, factors))
+        self.distances(case.name, name, draw, factors, training=training)
         em = self.em(case)
         self.restorations(case, "em", em)
-        self.distances(case.name, "em/heun/sample", lambda: self.generated(em), factors)
+        self.distances(case.name, "em/heun/sample", lambda: self.generated(em), factors, training=training)
 
     def figure(self, cases: list[Case]) -> Path | None:
         """Training images, samples and restorations, for the strongest masking and noise that were run."""
         groups: dict[str, dict[str, Tensor]] = {}
-        chosen = [[c for c in cases if bool(c.missing) == masked] for masked in (True, False)]
-        for case in (found[-1] if len(found) < 3 else found[-2] for found in chosen if found):
-            m = self.measurements(case)
-            mean = f"em/split_gibbs/mean{self.budget.samples}"
-            rows = {"corrupted": m.y[:SHOWN]}
+        for case in strongest(cases):
+            data = self.training_images(case)
             files = {
                 "samples (EM)": self.shown("samples", case.name, "em/heun/sample"),
                 "one step (ambient)": self.shown(case.name, "ambient/one_step/point"),
-                "mean (EM)": self.shown(case.name, mean),
+                "mean (EM)": self.shown(case.name, f"em/split_gibbs/mean{self.budget.samples}"),
             }
-            rows |= {name: torch.load(f, weights_only=True).float() for name, f in files.items() if f.is_file()}
-            title = f"{case.missing:.0%} of the pixels missing" if case.missing else f"noise {case.noise_std:g}"
-            groups[title] = {**rows, "truth": self.truth[:SHOWN]}
+            found = {name: torch.load(f, weights_only=True).float() for name, f in files.items() if f.is_file()}
+            rows = {"training images": torch.cat([data[i].y for i in range(min(SHOWN, len(data)))])}
+            rows |= {name: found.pop(name) for name in ("samples (EM)",) if name in found}
+            rows |= {"held out, as measured": self.measurements(case).y[:SHOWN], **found, "truth": self.truth[:SHOWN]}
+            groups[f"{case.missing:.0%} of the pixels missing" if case.missing else f"noise {case.noise_std:g}"] = rows
         if not groups:
             return None
         return image_rows(groups, self.out / "figures" / "images.png", title="Trained on corrupted images alone")
+
+
+def strongest(cases: list[Case]) -> list[Case]:
+    """The case with most pixels missing, and the one with most noise, of those that are there."""
+    chosen = [[c for c in cases if bool(c.missing) == masked] for masked in (True, False)]
+    return [max(found, key=lambda c: (c.missing, c.noise_std)) for found in chosen if found]
+
+
+def timed(restore: Callable[[], Tensor]) -> Timed:
+    """Restorations, on the CPU, and how long they took."""
+    began = time.perf_counter()
+    images = restore().cpu()
+    return Timed(images, time.perf_counter() - began)
 
 
 def scores(truth: Tensor, found: Tensor) -> list[float]:
@@ -282,7 +349,7 @@ def tables(path: Path) -> str:
         if found:
             table = markdown_table(found, index=("method",), columns="case", metric="psnr", definitions=DEFINITIONS)
             parts.append(f"### {title}\n\n{table}")
-    for metric in ("frechet", "kernel"):
+    for metric in ("frechet", "kernel", "noise_level", "quieter"):
         found = [r for r in plain if r["metric"] == metric]
         if found:
             table = markdown_table(found, index=("method",), columns="case", metric=metric, definitions=DEFINITIONS)

@@ -120,7 +120,7 @@ def baseline_unit(method: str) -> Unit:
 
 
 def ours(
-    case: Case, prior: Prior, sampler: str, samples: int, steps: int | None, **options: Any
+    case: Case, prior: Prior, sampler: str | Sampler, samples: int, steps: int | None, **options: Any
 ) -> tuple[Reconstruction, float]:
     """The reconstruction as a user makes it, and its seconds; further options are those of ``reconstruct``."""
     start = time.perf_counter()

@@ -4,9 +4,12 @@
     em=RUNS/em/prior                      the masks of masks_128.npz: the table of the README
     ... reconstruct.py --full             all masks; baselines and priors in one run, or
     ... reconstruct.py --full --no-baselines --clean em=RUNS/em/prior              prior by prior, in any order
+    ... reconstruct.py --native --clean brain128=brain128                          the scans at their own sizes
 
 Each case is a fully sampled scan of 128 x 128, multiplied by a 1-D mask (see ``cases.py``); ``--full`` takes R = 2, 4,
-6 and 8, random and equispaced lines, and two further masks for each. Coil maps, scale and noise level are estimated
+6 and 8, random and equispaced lines, and two further masks for each. ``--native`` takes every fully sampled scan of
+``multicoil_val`` as it was measured, R = 4 and 8, a mask of each law, L1-wavelet alone as baseline: priors that learned
+from 128 x 128 pixels meet other sizes there. Coil maps, scale and noise level are estimated
 from the undersampled scan alone and are the same for every method; the regularisation of each baseline is the best of a
 grid, chosen with the reference in hand, a generous opponent; ours has no setting that differs between cases. A-DPS
 takes a step that was chosen on simulated scans of other subjects, and runs on some cases only, because it is slow.
@@ -21,7 +24,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ sys.path.insert(0, str(ROOT))  # cases, methods and records are shared by the be
 from ambient_mri import metrics  # noqa: E402
 from ambient_mri.prior import load_prior  # noqa: E402
 from ambient_mri.report.plots import reconstruction_figure  # noqa: E402
-from ambient_mri.report.records import read_records  # noqa: E402
+from ambient_mri.report.records import ResultFile, read_records  # noqa: E402
 from benchmarks.quality import methods  # noqa: E402
 from benchmarks.quality.cases import (  # noqa: E402
     LAWS,
@@ -43,6 +46,7 @@ from benchmarks.quality.cases import (  # noqa: E402
     all_cases,
     coil_combined,
     measure,
+    native_cases,
     real_cases,
     regional_scores,
     score,
@@ -51,7 +55,7 @@ from benchmarks.quality.cases import (  # noqa: E402
 )
 from benchmarks.quality.ledger import Ledger, provenance, recorded_command  # noqa: E402
 from benchmarks.quality.methods import Estimate, Unit, best_of_grid, ours  # noqa: E402
-from benchmarks.quality.tables import curves_over_acceleration, full_tables, standard_table  # noqa: E402
+from benchmarks.quality.tables import curves_over_acceleration, full_tables, native_table, standard_table  # noqa: E402
 
 __all__ = [
     "RESULTS",
@@ -70,9 +74,12 @@ __all__ = [
 ]
 
 RESULTS = ROOT / "benchmarks" / "results"
-# (accelerations, laws, samples, steps) of the two tables
+# (accelerations, laws, samples, steps) of the tables
 STANDARD = ((4, 8), ("random",), 8, 50)
 FULL = ((2, 4, 6, 8), ("random", "equispaced"), 32, 25)
+NATIVE = ((4, 8), ("random", "equispaced"), 8, 25)
+# By the default name of the result file.
+TABLES = {"reconstruct": STANDARD, "reconstruct_full": FULL, "reconstruct_native": NATIVE}
 
 
 def rows_of(case: Case, method: str, image: np.ndarray, seconds: float, **factors: object) -> list[dict[str, object]]:
@@ -129,7 +136,9 @@ def figure(case: Case, found: dict[str, Estimate], folder: Path) -> Path:
 
 def cases_of(options: argparse.Namespace) -> list[Case]:
     """The cases of the table that was asked for."""
-    if options.full:
+    if options.native:
+        found = list(native_cases(options.root, options.accelerations, options.laws))
+    elif options.full:
         found = list(all_cases(options.root, options.accelerations, options.laws))
     elif options.root:
         found = list(real_cases(options.root, options.accelerations))
@@ -154,7 +163,7 @@ def units_of(options: argparse.Namespace, cases: Sequence[Case], book: Ledger) -
         units.append(methods.one_step_unit(name, prior))
     for name, prior in options.clean.items():
         units.append(methods.samples_unit(name, prior, options.samples, options.steps))
-        units.append(methods.dds_unit(name, prior, options.steps))
+        units += [] if options.native else [methods.dds_unit(name, prior, options.steps)]
     for name, prior in options.adps.items():
         heads = [c for c in cases if c.law == "random" and not c.name.startswith("phantom_4ch")]
         chosen = sorted(heads, key=lambda c: (c.masks == "drawn", c.mask_index))[: options.adps_cases]
@@ -169,6 +178,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     named: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME=FOLDER"}
     parser.add_argument("--full", action="store_true", help="R = 2, 4, 6, 8, two laws, more masks, mean of 32")
+    parser.add_argument("--native", action="store_true", help="multicoil_val at its own sizes; needs AMBIENT_MRI_DATA")
     parser.add_argument("--ambient", type=Path, help="ambient prior folder, for one-step reconstruction")
     parser.add_argument("--clean", **named, help="clean prior, e.g. em1=RUN/prior; a supervised one too")
     parser.add_argument("--ssdu", **named, help="feed-forward network, e.g. ssdu_weighted=RUN/prior")
@@ -177,7 +187,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--adps-steps", type=int, default=500)
     parser.add_argument("--adps-tuning", type=int, default=2, help="simulated scans that its step is chosen on")
     parser.add_argument("--accelerations", type=int, nargs="+")
-    parser.add_argument("--laws", nargs="+", choices=sorted(LAWS), help="of --full")
+    parser.add_argument("--laws", nargs="+", choices=sorted(LAWS), help="of --full and --native")
     parser.add_argument("--scans", nargs="+", help="only these")
     parser.add_argument("--samples", type=int)
     parser.add_argument("--steps", type=int)
@@ -188,29 +198,31 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--figures", type=Path, default=None, help="folder for figures of every case")
     options = parser.parse_args(arguments)
-    for name, value in zip(
-        ("accelerations", "laws", "samples", "steps"), FULL if options.full else STANDARD, strict=True
-    ):
+    options.root = Path(os.environ["AMBIENT_MRI_DATA"]) if os.environ.get("AMBIENT_MRI_DATA") else None
+    if options.native and (options.full or options.root is None):
+        parser.error("--native is a table of its own, and needs AMBIENT_MRI_DATA: the folder with multicoil_val")
+    table = "reconstruct_native" if options.native else "reconstruct_full" if options.full else "reconstruct"
+    for name, value in zip(("accelerations", "laws", "samples", "steps"), TABLES[table], strict=True):
         if getattr(options, name) is None:
             setattr(options, name, list(value) if isinstance(value, tuple) else value)
     if options.baselines is None:
-        options.baselines = methods.available_baselines()
-    options.name = options.name or ("reconstruct_full" if options.full else "reconstruct")
+        options.baselines = ["l1_wavelet"] if options.native else methods.available_baselines()
+    options.name = options.name or table
     options.part = tuple(int(n) for n in options.part.split("/"))
     defaults = {"clean": "em", "ssdu": "ssdu_weighted", "adps": "ambient_published"}
     for kind, default in defaults.items():
         folders = dict(i.split("=", 1) if "=" in i else (default, i) for i in getattr(options, kind))
         setattr(options, kind, {name: load_prior(folder) for name, folder in folders.items()})
     options.ambient = load_prior(options.ambient) if options.ambient else None
-    options.root = Path(os.environ["AMBIENT_MRI_DATA"]) if os.environ.get("AMBIENT_MRI_DATA") else None
     return options
 
 
 def open_ledger(options: argparse.Namespace, arguments: Sequence[str]) -> Ledger:
     """The result file of this run."""
-    drawn = "masks_128 and drawn masks" if options.full else "masks_128"
+    scans = "multicoil_val at native sizes" if options.native else "multicoil_val_128"
+    masks = "drawn masks" if options.native else "masks_128 and drawn masks" if options.full else "masks_128"
     settings = {
-        "data": f"multicoil_val_128, {drawn} (real scans)" if options.root else "simulated phantoms",
+        "data": f"{scans}, {masks} (real scans)" if options.root else "simulated phantoms",
         "samples": options.samples,
         "steps": options.steps,
         "regularisation": "best of a grid, chosen with the reference in hand",
@@ -224,12 +236,12 @@ def open_ledger(options: argparse.Namespace, arguments: Sequence[str]) -> Ledger
     return Ledger(options.out / f"{options.name}.json", command, settings, named)
 
 
-def write_tables(path: Path, figures: Path, *, full: bool) -> str:
+def write_tables(path: Path, figures: Path, table: Callable[[ResultFile], str]) -> str:
     """The Markdown beside the result file, and the curves over R of the full table."""
     result = read_records(path)
-    text = full_tables(result) if full else standard_table(result)
+    text = table(result)
     path.with_suffix(".md").write_text(text + "\n")
-    if full:
+    if table is full_tables:
         curves_over_acceleration(result, figures / f"{path.stem}_acceleration.png")
     return text
 
@@ -252,7 +264,8 @@ def main(arguments: list[str] | None = None) -> None:
             figure(case, found, options.figures)
         seconds = time.perf_counter() - began
         sys.stderr.write(f"{case.name} R={case.acceleration} {case.law} mask {case.mask_index}: {seconds:.0f} s\n")
-    sys.stdout.write(write_tables(book.path, options.out / "figures", full=options.full) + "\n")
+    table = native_table if options.native else full_tables if options.full else standard_table
+    sys.stdout.write(write_tables(book.path, options.out / "figures", table) + "\n")
 
 
 if __name__ == "__main__":

@@ -109,6 +109,30 @@ def test_exact_maps_stay_good(world: tuple[Measurement, Tensor, Tensor]) -> None
     assert agreement(found.coil_maps, maps, image) > 0.995
 
 
+@pytest.mark.parametrize("acceleration", [1, 4])
+def test_started_from_the_truth_the_maps_stay_as_far_as_noise_lets_them(
+    world: tuple[Measurement, Tensor, Tensor], acceleration: int
+) -> None:
+    """Least squares of p complex coefficients take up 2 p noise_std^2 of the noise's energy, here p = coils x basis.
+
+    Of that energy, times R where a share 1/R of k-space is seen, 1 - |<S, S_true>| is half, over the image's energy.
+    The noise is four times that of the tests around: below it, the fit is content with its start.
+    """
+    m, image, maps = world
+    noise_std = 4 * NOISE
+    mask = m.mask if acceleration == 4 else torch.ones(1, 1, 1, SIZE, dtype=torch.bool)
+    noise = noise_std * complex_randn(maps.shape, generator=keyed_generator("more noise"))
+    y, level = torch.where(mask, fft(maps * image) + noise, 0), torch.tensor([noise_std])
+    start = replace(m, y=y, mask=mask, noise_std=level)
+    found = joint_coil_maps(denoiser(image), start, level, JointSettings(steps=8))
+    assert found.coil_maps is not None
+    coefficients = COILS * SmoothMaps.of((SIZE, SIZE), COILS, torch.device("cpu")).std.numel()
+    bound = acceleration * noise_std**2 * coefficients / float(image.abs().square().sum())
+    lost = 1 - agreement(found.coil_maps, maps, image)
+    assert 1e-5 < lost < bound < 4e-3
+    assert float(found.noise_std) < 1.05 * noise_std
+
+
 def without_calibration(m: Measurement, image: Tensor, maps: Tensor, step: int) -> Measurement:
     """Every ``step``-th line, the zero frequency left out; maps that say nothing."""
     mask = torch.zeros(1, 1, 1, SIZE, dtype=torch.bool)

@@ -37,6 +37,8 @@ def test_a_scan_of_calibration_lines_alone_cannot_be_judged() -> None:
 def test_the_power_of_white_noise_is_flat_and_its_variance() -> None:
     images = 0.3 * complex_randn((40, 1, 32, 48), generator=keyed_generator("white"))
     assert torch.allclose(radial_power(images, 6), torch.full((6,), 0.09), rtol=0.06)
+    real = torch.cat([images.real, images.imag], dim=1)
+    assert torch.allclose(radial_power(real, 6), torch.full((6,), 0.09), rtol=0.06), "a real channel has half of it"
     constant = torch.ones(1, 1, 32, 48, dtype=torch.complex64)
     power = radial_power(constant, 6)
     assert power[0] > 0 and float(power[1:].max()) < 1e-6 * float(power[0])

@@ -67,6 +67,10 @@ def test_two_rounds_on_images(straight: Path, folder: Path) -> None:  # noqa: F8
     for k in (1, 2):
         report = json.loads((straight / f"round_{k}.json").read_text())
         assert report["slices"] == 3 and 0 < report["held_out_error"] < 3 and report["sample_std"] > 0
+        assert len(report["power"]["mean"]) == len(report["power"]["cycles_per_pixel"]) == 12
+        assert len(report["error_curve"]["sigma"]) == len(report["error_curve"]["error"]) > 2
+        found = report["with_references"]
+        assert "no decision rests on it" in found["note"] and found["psnr_mean"] >= found["psnr_sample"] > 5
         methods.append(json.loads((straight / f"round_{k}/reconstructions/made_by.json").read_text())["method"])
         images = restorations(straight, k)
         assert images.shape == (16, 3, 32, 32) and images.dtype == np.float32 and np.isfinite(images).all()
@@ -163,7 +167,8 @@ def test_noise_is_split_so_that_the_error_is_that_against_the_truth(gain: float)
             return rows[index]
 
     prior, sampler = Prior(Wiener(gain), "clean", {}), make_sampler("dds", steps=8)
-    found = assess_images(prior, Data(), sampler=sampler, settings=Settings(slices=6, samples=1))
+    settings, known = Settings(slices=6, samples=1), {str(i): truth[i : i + 1] for i in range(6)}
+    found = assess_images(prior, Data(), sampler=sampler, settings=settings, references=known)
     m = Measurement.collate(rows)
     level = torch.full((6,), 0.5 * 1.25**0.5)
     noise = (level[:, None, None, None].square() - 0.25).sqrt() * torch.randn(truth.shape)
@@ -171,6 +176,14 @@ def test_noise_is_split_so_that_the_error_is_that_against_the_truth(gain: float)
     error = restore_rows(prior, seen, corruption, sampler, 0) - truth
     wanted = float(error.square().mean().sqrt() / truth.square().mean().sqrt())
     assert found.values["held_out_error"] == pytest.approx(wanted, rel=0.05)
+    # Restored from y itself, noise 0.5: white images of variance one, so that the spectrum is flat.
+    restored = restore_rows(prior, m, corruption, sampler, 0)
+    power, psnr = found.values["power"]["mean"], found.values["with_references"]["psnr_mean"]
+    assert power == pytest.approx([float(restored.square().mean())] * len(power), rel=0.15)
+    mean_squared = (restored - truth).square().mean(dim=(1, 2, 3))
+    assert psnr == pytest.approx(float((10 * torch.log10(4 / mean_squared)).mean()), abs=1e-3)
+    without = assess_images(prior, Data(), sampler=sampler, settings=settings)
+    assert without.values["with_references"] is None and without.values["error_curve"] is None
 
 
 def test_one_step_of_noisy_images_is_the_denoiser(folder: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -111,9 +111,11 @@ def check_centred(kspace: np.ndarray) -> tuple[str, ...]:
     """A suspicion for every axis whose strongest location is at index 0 rather than near n//2.
 
     Args:
-        kspace: (slices, coils, H, W); the middle slice decides.
+        kspace: (slices, coils, H, W); the middle slice decides, unless it is empty.
     """
     magnitude = np.linalg.norm(kspace[len(kspace) // 2], axis=0)
+    if not magnitude.any():
+        return ()
     peak = np.unravel_index(int(magnitude.argmax()), magnitude.shape)
     found = []
     for name, index, size in zip(("rows", "columns"), peak, magnitude.shape, strict=True):

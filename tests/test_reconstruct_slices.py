@@ -1,0 +1,120 @@
+"""Slices that share a scan and nothing else: masks of their own, slices without signal, maps by few lines or many."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ambient_mri._checks import DataError
+from ambient_mri.coil_maps import estimate_coil_maps
+from ambient_mri.measurement import Measurement
+from ambient_mri.reconstruct import ReconstructionWarning, volume
+from ambient_mri.reconstruct.volume import JOINT_BELOW, Volume, read_raw
+from ambient_mri.sampling.calibration import effective_noise_std
+from ambient_mri.sampling.joint_maps import JointSettings
+from tests.test_reconstruct import NOISE, UNIT, ambient_prior, lines, run, scan
+
+FULL = torch.ones(1, 1, 1, 36, dtype=torch.bool)
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*ACS lines:ambient_mri.reconstruct.ReconstructionWarning"),
+    pytest.mark.filterwarnings("ignore:.*hold nothing but zeros:ambient_mri.reconstruct.ReconstructionWarning"),
+    pytest.mark.filterwarnings("ignore:.*is zero everywhere"),
+]
+
+
+def own_masks(*acs: int) -> tuple[Tensor, Tensor]:
+    """K-space of slices with ``acs`` central lines each, and their masks; 4 and a neighbour are 5 calibration lines."""
+    kspace, _, _, _ = scan(20, 24, 4, slices=len(acs), mask=torch.ones(1, 1, 1, 24, dtype=torch.bool))
+    mask = torch.cat([lines(24, n, 3) for n in acs])
+    return kspace * mask, mask
+
+
+@pytest.fixture(autouse=True)
+def short_joint_estimation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which maps are estimated jointly is what counts here, not how well."""
+    monkeypatch.setattr(volume, "JointSettings", partial(JointSettings, chains=2, steps=6))
+
+
+@pytest.mark.parametrize("coil_maps", ["espirit", None])
+def test_slices_with_masks_of_their_own_do_not_depend_on_the_batch_size(coil_maps: str | None) -> None:
+    """The first slice is calibrated by 5 lines (jointly, if nothing is asked for), the second by 14: in any company."""
+    kspace, mask = own_masks(4, 14)
+    together, single = (run(kspace, mask=mask, coil_maps=coil_maps, samples=2, batch_size=n) for n in (64, 2))
+    assert np.abs(together.samples - single.samples).max() < 1e-4 * np.abs(together.samples).max()
+    np.testing.assert_allclose(together.noise_std, single.noise_std, rtol=1e-5)
+    np.testing.assert_allclose(together.phase, single.phase, atol=1e-4)
+    joint = "espirit/torch" if coil_maps else "joint from espirit/torch, espirit/torch"
+    assert together.settings["coil_maps"] == single.settings["coil_maps"] == joint
+    assert together.settings["warnings"] == single.settings["warnings"]
+
+
+def test_an_ambient_prior_sees_the_lines_of_the_slice_alone() -> None:
+    kspace, mask = own_masks(4, 14)
+    together, single = (
+        run(kspace, mask=mask, prior=ambient_prior(), sampler="split_gibbs", samples=1, steps=2, batch_size=n)
+        for n in (8, 1)
+    )
+    assert np.abs(together.samples - single.samples).max() < 1e-4 * np.abs(together.samples).max()
+
+
+def test_the_effective_noise_of_a_row_is_that_of_its_own_calibration_lines() -> None:
+    kspace, mask = own_masks(4, 14, 4)
+    y, one = kspace / UNIT, torch.ones(3)
+    maps = estimate_coil_maps(y, mask, noise_std=NOISE / UNIT).maps
+    m = Measurement(y, mask, maps, NOISE / UNIT * one, one, ("0", "1", "2"))
+    level, agreement = effective_noise_std(m)
+    for row in range(3):
+        torch.testing.assert_close((level[row], agreement[row]), tuple(x[0] for x in effective_noise_std(m[row])))
+    assert level.shape == agreement.shape == (3,)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_slice_without_signal_is_zero_and_the_others_do_not_notice(given: bool) -> None:
+    kspace, _, maps, _ = scan(slices=3)
+    kspace[1] = 0
+    changes = {"noise_std": NOISE, "coil_maps": maps} if given else {}
+    with pytest.warns(ReconstructionWarning, match=r"slices \[1\] hold nothing but zeros"):
+        found = run(kspace, **changes)
+    expected = run(kspace, slices=[0, 2], **changes)
+    for name in ("mean", "std", "samples", "zero_filled", "phase", "residual", "noise_std"):
+        values = getattr(found, name)
+        assert len(values) == 3 and np.isfinite(values).all()
+        assert np.array_equal(values[[0, 2]], getattr(expected, name)), name
+        assert not values[1].any() or name == "noise_std"
+    assert found.scale == expected.scale and found.noise_std[1] > 0
+    for key in ("noise_std_scaled", "effective_noise_std_scaled", "slices"):
+        assert len(found.settings[key]) == 3
+    assert found.settings["coil_maps"] == expected.settings["coil_maps"]
+    assert found.magnitude_std is not None and not found.magnitude_std[1].any()
+    assert json.loads(json.dumps(found.settings)) == found.settings
+    with pytest.raises(DataError, match=r"slices \[1\] hold nothing but zeros: there is nothing to reconstruct"):
+        run(kspace, slices=[1], **changes)
+
+
+def test_scale_and_noise_do_not_depend_on_slices_without_signal() -> None:
+    kspace, _, _, _ = scan(slices=2, mask=FULL)
+    padded = torch.cat([kspace, torch.zeros_like(kspace), torch.zeros_like(kspace)])
+    alone, among = (Volume.measure(read_raw(k)) for k in (kspace, padded))
+    assert among.scale == alone.scale and among.noise_std[0] == alone.noise_std[0]
+    assert among.noise_source == alone.noise_source and len(among) == len(alone) == 2
+
+
+def test_joint_maps_where_lines_are_plenty_are_warned_about() -> None:
+    kspace, _, _, _ = scan(20, 24, 3, mask=lines(24, 16, 2))
+    settings = {"samples": 1, "steps": 2}
+    words = (
+        rf"coil_maps='joint' was asked for .* 17 ACS lines: from {JOINT_BELOW} lines .* Leave coil_maps out, or pass"
+    )
+    with pytest.warns(ReconstructionWarning, match=words):
+        assert run(kspace, coil_maps="joint", **settings).settings["coil_maps"] == "joint from espirit/torch"
+    few, _, _, _ = scan(20, 24, 3, mask=lines(24, JOINT_BELOW - 1, 2))
+    noted = run(few, coil_maps="joint", **settings).settings["warnings"]
+    assert not any("was asked for" in text for text in noted)
+    one, _, _, mask = scan(coils=1)
+    assert run(one, mask=mask, coil_maps="joint", **settings).settings["coil_maps"] == "single_coil"
