@@ -19,13 +19,18 @@ from ambient_mri.tensors import add_scaled, per_row, real_inner
 __all__ = ["CGResult", "conjugate_gradient", "gmres", "solve_regularized"]
 
 
+# Iterations between two looks at whether any row is still active: on an accelerator a look waits for all that was
+# launched, and rows that have converged keep their values until the next one.
+_LOOK = {"cpu": 1, "cuda": 8}
+
+
 @dataclass(frozen=True)
 class CGResult:
     """Solution and status of a batched solve.
 
     Attributes:
         x: Solution, in the shape and units of the right-hand side.
-        iterations: Iterations run (of the slowest row).
+        iterations: Iterations run (of the slowest row; on a GPU up to seven more).
         converged: (b,) bool.
         residual: (b,) relative residual ||b - A x|| / ||b|| (by the recursion).
     """
@@ -77,10 +82,10 @@ def conjugate_gradient(
     bound = norm * (rtol.to(rho).square() if isinstance(rtol, Tensor) else rtol**2)
     energy = torch.zeros_like(rho) if enough is None else enough.to(rho)
     checked = isinstance(rtol, Tensor) or rtol > 0 or enough is not None
-    iterations = 0
+    iterations, look = 0, _LOOK.get(b.device.type, 1)
     for iterations in range(1, max_iterations + 1):
         active = (squared > bound) & (rho > energy)
-        if checked and not bool(active.any()):
+        if checked and (iterations - 1) % look == 0 and not bool(active.any()):
             iterations -= 1
             break
         q = operator(p)

@@ -11,7 +11,7 @@ from scipy.sparse.linalg import LinearOperator as ScipyOperator
 from scipy.sparse.linalg import cg
 from torch import Tensor
 
-from ambient_mri.operators import CGResult, LinearOperator, conjugate_gradient, sense, solve_regularized
+from ambient_mri.operators import CGResult, LinearOperator, conjugate_gradient, linear_solvers, sense, solve_regularized
 from tests.contracts.operator import assert_same, random_tensor
 
 ROWS, COILS, HEIGHT, WIDTH = 3, 4, 7, 6
@@ -219,3 +219,15 @@ def test_input_is_not_changed(rhs: Tensor) -> None:
     conjugate_gradient(lambda x: 3 * x, rhs, x0=start, max_iterations=5)
     assert torch.equal(rhs, before[0])
     assert torch.equal(start, before[1])
+
+
+def test_looking_less_often_changes_no_row(
+    maps: Tensor, mask: Tensor, rhs: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where every look waits: rows that have converged keep their values until the next one."""
+    operator, rhs = sense(maps, mask), rhs * torch.tensor([1.0, 0.0, 1.0]).reshape(-1, 1, 1, 1)
+    often = solve_regularized(operator, rhs, LAMBDA, rtol=1e-3)
+    monkeypatch.setitem(linear_solvers._LOOK, "cpu", 8)
+    rarely = solve_regularized(operator, rhs, LAMBDA, rtol=1e-3)
+    assert torch.equal(rarely.x, often.x) and torch.equal(rarely.residual, often.residual)
+    assert bool(rarely.converged.all()) and often.iterations < rarely.iterations <= often.iterations + 7
