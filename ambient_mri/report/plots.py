@@ -37,6 +37,7 @@ PathLike = str | os.PathLike[str]
 
 ERROR_GAIN = 5
 _DPI = 200
+_INSIDE = 4  # curves whose legend stands among them; that of more stands beside them
 _CELL_PIXELS = 320  # aimed width of one image; the true one is the nearest multiple of the image's own
 _GAP = 0.05  # inch between images
 _NAME_LINE, _TEXT_LINE = 0.15, 0.125  # inch
@@ -178,7 +179,8 @@ def curve_figure(
         AmbientMRIError: If there is no curve or its columns differ in length.
     """
     require(len(curves) > 0, "curve_figure needs at least one curve.")
-    figure = Figure(figsize=(3.6, 2.6), dpi=_DPI, facecolor="white", layout="constrained")
+    beside = len(curves) > _INSIDE
+    figure = Figure(figsize=(5.6 if beside else 3.6, 2.6), dpi=_DPI, facecolor="white", layout="constrained")
     axes = figure.add_subplot()
     for i, (name, columns) in enumerate(curves.items()):
         x, y, *half = (np.asarray(column, dtype=np.float64) for column in columns)
@@ -199,7 +201,10 @@ def curve_figure(
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, color="#e5e5e5", linewidth=0.5)
     axes.set_axisbelow(True)
-    axes.legend(fontsize=7, frameon=False)
+    if beside:
+        figure.legend(loc="outside right upper", fontsize=7, frameon=False)
+    else:
+        axes.legend(fontsize=7, frameon=False)
     return _save(figure, path)
 
 

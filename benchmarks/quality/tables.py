@@ -108,7 +108,7 @@ def curves_over_acceleration(result: ResultFile, path: Path) -> Path | None:
     if len(rates) < 2 or not curves:
         return None
     path.parent.mkdir(parents=True, exist_ok=True)
-    return curve_figure(curves, path, xlabel="R (random lines)", ylabel="PSNR (dB), mean over heads and masks")
+    return curve_figure(curves, path, xlabel="R (random lines)", ylabel="PSNR (dB), mean of all")
 
 
 def markdown_lines(header: Sequence[str], lines: Iterable[Sequence[str]], num_text: int) -> str:
