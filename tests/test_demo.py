@@ -152,7 +152,7 @@ def test_effort_is_a_number_of_steps() -> None:
 def test_by_default_the_shipped_prior_is_used(tmp_path: Path) -> None:
     text = io.StringIO()
     result = run_demo(tmp_path, settings=TINY, console=Console(file=text, width=200))
-    assert result.ours == "em/split_gibbs/mean3" and result.reconstruction.settings["prior"] == "brain128"
+    assert result.ours == "brain128/split_gibbs/mean3" and result.reconstruction.settings["prior"] == "brain128"
     assert not (tmp_path / "cache").exists()
     for phrase in ("brain128", "No fully sampled scan was used", "--prior brain128"):
         assert phrase in text.getvalue()

@@ -309,8 +309,16 @@ def test_the_effective_noise_is_the_noise_with_right_maps_and_more_with_wrong_on
     off_centre = lines(36, 0, 36)
     assert level(maps.roll(6, -1), off_centre) == pytest.approx(0.02)  # no calibration lines
     wrong = run(kspace, coil_maps=maps.roll(6, -1), noise_std=NOISE)
-    used, effective = wrong.noise_std[0], wrong.settings["effective_noise_std_scaled"][0] * wrong.scale
-    assert used == pytest.approx(effective, rel=1e-4) and used > 1.5 * NOISE
+    assert wrong.noise_std[0] == pytest.approx(NOISE, rel=1e-4)
+    assert wrong.settings["effective_noise_std_scaled"][0] * wrong.scale > 1.5 * NOISE
+
+
+def test_maps_or_a_noise_level_that_the_calibration_lines_contradict_are_told() -> None:
+    kspace, _, maps, _ = scan(coils=8)
+    with pytest.warns(ReconstructionWarning, match=r"contradict coil_maps \(.*\); leave it out, .* times the noise"):
+        run(kspace, coil_maps=maps.flip(0), noise_std=None)
+    with pytest.warns(ReconstructionWarning, match=r"contradict noise_std \(given; its units\?\); leave it out"):
+        run(kspace, noise_std=NOISE / 50)
 
 
 def test_a_noise_level_that_the_calibration_lines_contradict_is_told() -> None:

@@ -128,7 +128,7 @@ def test_a_reconstruction_is_recalibrated_in_all_that_it_says_of_its_spread() ->
         plain.quantile(1.5)
 
 
-@pytest.mark.filterwarnings("ignore:.*fully sampled")
+@pytest.mark.filterwarnings("ignore:.*fully sampled", "ignore:.*the calibration lines contradict")
 def test_the_factor_is_measured_stored_with_the_prior_and_applied(tmp_path: Path) -> None:
     generator = np.random.default_rng(4)
     centre = 10 + generator.standard_normal((3, 1, 24, 24))

@@ -239,8 +239,8 @@ class _Terminal:
 
 
 def _method_name(result: Reconstruction) -> str:
-    objective = "em" if result.settings["prior_kind"] == "clean" else "ambient"
-    return f"{objective}/split_gibbs/mean{result.num_samples}"
+    prior = result.settings["prior"] if result.settings["prior_kind"] == "clean" else "ambient"
+    return f"{prior}/split_gibbs/mean{result.num_samples}"
 
 
 def _finite(value: Any) -> Any:

@@ -28,14 +28,15 @@ class Reconstruction:
         std: (slices, H, W) float32, standard deviation of the complex samples, times the prior's recalibration factor
             where it has one for the sampler (``settings["recalibration"]``); None for a single sample.
         samples: (slices, samples, H, W) complex64, or None where they were not kept.
-        residual: (slices,) chi^2 = ||y - A x||^2 / (m noise_std^2), mean over the samples; near 1 for honest samples,
-            NaN where noise_std is 0.
+        residual: (slices,) chi^2 = ||y - A x||^2 / (m level^2), mean over the samples; near 1 for honest samples, NaN
+            where the level is 0. It is the effective one, ``settings["effective_noise_std_scaled"]``: the noise, and
+            what errors of the coil maps leave of the calibration lines.
         zero_filled: (slices, H, W) complex64, A^H y.
         mask: (slices or 1, 1, H or 1, W or 1) bool.
         phase: (slices, H, W) radians: the low-resolution phase that was moved into the coil maps, so that the prior did
             not have to explain it; ``mean`` and ``samples`` have it again.
         scale: Raw units per unit of the prior.
-        noise_std: (slices,) level that the sampler used, per real part, raw units.
+        noise_std: (slices,) of the scan, given or estimated, per real part, raw units.
         recon_shape: Rows and columns after the centre crop.
         affine: (4, 4), (row, column, slice) of the cropped image to mm, where the file knows it.
         name: Of the scan.
@@ -144,10 +145,13 @@ class Reconstruction:
         )
 
     def figure(self, path: str | os.PathLike[str], slice_index: int | None = None) -> Path:
-        """Write a PNG of one slice (the middle one, by default): zero-filled, mean, standard deviation, mask."""
+        """Write a PNG of one slice (by default the middle one of those that are not zero): zero-filled, mean, standard
+        deviation, mask.
+        """
         from ambient_mri.report.plots import reconstruction_figure
 
-        index = len(self.mean) // 2 if slice_index is None else slice_index
+        held = [i for i, image in enumerate(self.mean) if image.any()] or [0]
+        index = held[len(held) // 2] if slice_index is None else slice_index
         count, deviation = self.num_samples, self.magnitude_std
         name = f"{self._sampler}, mean of {count}" if count > 1 else self._sampler
         number = self.settings.get("slices", range(len(self.mean)))[index]

@@ -53,7 +53,9 @@ if TYPE_CHECKING:
 __all__ = ["reconstruct", "reconstruct_volume"]
 
 # Chi^2 of the residual above which a user is told.
-_MISFIT = 10.0
+_MISFIT = 4.0
+# Effective noise over that of the scan from which maps, or a noise level, that were given cannot be right.
+_LOUD = 4.0
 # Chi^2 of the calibration lines below which a noise_std is too high.
 _QUIET = 0.5
 
@@ -112,8 +114,9 @@ def reconstruct(
 
     Warns:
         ReconstructionWarning: If coil maps rest on few ACS lines or none, ``"joint"`` is asked for where they are
-            plenty, a given noise_std is too high for them, the images do not fit the data, a slice holds nothing but
-            zeros (so do its image and std then), or the scan's size is far from the prior's.
+            plenty, a given noise_std is too high or too low for them, given maps do not explain them, the images do not
+            fit the data, a slice holds nothing but zeros (so do its image and std then), or the scan's size is far from
+            the prior's.
         DataWarning: If the file contradicts itself.
     """
     started = time.perf_counter()
@@ -198,6 +201,7 @@ def reconstruct_volume(
     found = {"coil_maps": ", ".join(dict.fromkeys(source.method for source in sources)), "run": status}
     noted += _misfit(np.concatenate(results["residual"]))
     noted += _too_much_noise(np.concatenate(results.pop("calibration_chi2")), volume.noise_source)
+    noted += _too_little_noise(results, volume.noise_source, raw.coil_maps is not None)
     arrays: dict[str, Any] = {key: volume.restored(key, np.concatenate(values)) for key, values in results.items()}
     levels = {key: arrays.pop(key).tolist() for key in ("noise_std_scaled", "effective_noise_std_scaled")}
     settings = {**describe_draw(prior, method, count, seed, device), **volume.settings(), **found, **levels}
@@ -247,6 +251,19 @@ def _too_much_noise(agreement: np.ndarray, source: str) -> list[str]:
         f"noise_std ({source}) looks about {factor:.1f} times too high: that much better do the calibration lines fit. "
         "The image will be smoother than the data warrant; divide noise_std by it."
     ]
+
+
+def _too_little_noise(results: dict[str, list[np.ndarray]], source: str, given_maps: bool) -> list[str]:
+    """A note where the calibration lines leave far more than the noise under maps or a noise level that were given."""
+    noise, effective = (np.concatenate(results[f"{kind}noise_std_scaled"]) for kind in ("", "effective_"))
+    ratio = float(np.median(effective[noise > 0] / noise[noise > 0])) if (noise > 0).any() else 0.0
+    told = source in ("given", "from the file")
+    if ratio < _LOUD or not (given_maps or told):
+        return []
+    culprits = ["coil_maps (coils in another order, flipped, conjugated, of another scan)"] if given_maps else []
+    culprits += [f"noise_std ({source}; its units?)"] if told else []
+    what = f"the calibration lines contradict {' or '.join(culprits)}; leave it out, or correct it"
+    return [f"{what}. What is left there is {ratio:.0f} times the noise, and the whole scan is taken to be that noisy."]
 
 
 def _maps_choice(coil_maps: ArrayLike | str | None) -> tuple[str | None, ArrayLike | None]:
@@ -338,7 +355,7 @@ def _raw_units(chunk: Chunk, drawn: Drawn, scale: float, transpose: bool) -> dic
         "zero_filled": (upright(zero_filled) * rotation)[:, 0].cpu().numpy(),
         "phase": chunk.phase[:, 0].cpu().numpy(),
         "residual": drawn.residual.mean(dim=1).numpy(),
-        "noise_std": (m.noise_std * scale).cpu().numpy(),
+        "noise_std": (chunk.noise_std * scale).cpu().numpy(),
         "noise_std_scaled": chunk.noise_std.cpu().numpy(),
         "effective_noise_std_scaled": m.noise_std.cpu().numpy(),
         "calibration_chi2": chunk.agreement.cpu().numpy(),

@@ -31,8 +31,8 @@ ArrayLike: TypeAlias = np.ndarray | Tensor
 JOINT_BELOW = 6
 _BLIND = (
     "with no ACS lines to speak of, coil maps were estimated together with the image, from nothing: that serves where "
-    "the centre of k-space is sampled densely and irregularly (Poisson disc), and fails on equispaced lines. Pass "
-    "coil_maps if you have them."
+    "the centre of k-space is sampled densely and irregularly (Poisson disc), and fails on lines, most of all on "
+    "equispaced ones and where the zero frequency is not sampled. Pass coil_maps if you have them."
 )
 
 

@@ -543,10 +543,23 @@ def test_a_rim_that_random_lines_miss_by_chance_is_no_acquired_extent() -> None:
     generator = np.random.default_rng(0)
     line = np.zeros(128, bool)
     line[60:68] = line[[33, 40, 50, 75, 90, 99, 110, 121]] = True
-    kspace = generator.standard_normal((1, 2, 128, 128)) * line + 0j
+    kspace = generator.standard_normal((1, 2, 128, 128)) * line * (1 + 1j)
     assert from_arrays(kspace.astype(np.complex64)).acceleration == pytest.approx(8.0)
     dense = np.zeros(128, bool)
     dense[20:108] = generator.random(88) < 0.5
     dense[[20, 107]] = dense[60:68] = True
-    found = from_arrays((generator.standard_normal((1, 2, 128, 128)) * dense).astype(np.complex64))
+    found = from_arrays((generator.standard_normal((1, 2, 128, 128)) * dense * (1 + 1j)).astype(np.complex64))
     assert found.acquired_extent[1] == (20, 108)
+
+
+def test_real_numbers_made_complex_are_told() -> None:
+    real = np.random.default_rng(0).standard_normal((2, 16, 16))
+    real[:, 8, 8] = 10
+    with pytest.warns(DataWarning, match="imaginary part of 'kspace' is zero everywhere"):
+        from_arrays(real.astype(np.complex64))
+
+
+@pytest.mark.parametrize("shape", [(101, 3, 87), (3, 16, 7)])
+def test_an_image_of_a_few_rows_is_an_axis_elsewhere(shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match="The last two axes are those of the image"):
+        from_arrays(np.full(shape, 1 + 1j, np.complex64))

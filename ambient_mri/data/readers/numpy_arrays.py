@@ -23,6 +23,7 @@ from ambient_mri.data.readers.raw_scan import RawScan, blank_unsampled, check_ce
 __all__ = ["ArrayLike", "from_arrays", "read_npy", "read_npz", "to_numpy"]
 
 ArrayLike: TypeAlias = np.ndarray | torch.Tensor
+_SMALLEST = 8  # rows or columns of k-space; fewer are coils or slices
 _KEYS = ("kspace", "mask", "coil_maps", "noise_std")
 
 
@@ -95,7 +96,7 @@ def from_arrays(
     sampling = describe_sampling(support_of(data), stored, where=where)
     # A caller who gives a mask together with more data means to undersample: no reason to warn.
     suspicions = tuple(s for s in sampling.suspicions if mask is None or "hold data where the mask" not in s)
-    warn_about(suspicions + check_centred(data), where)
+    warn_about(suspicions + check_centred(data) + _real(data), where)
     return RawScan(
         kspace=blank_unsampled(data, sampling),
         mask=sampling.mask,
@@ -158,7 +159,20 @@ def _kspace_4d(array: np.ndarray, where: object) -> np.ndarray:
         "coil, kspace[None] for one slice of that many coils.",
         DataError,
     )
+    require(
+        min(shape[-2:]) >= _SMALLEST,
+        f"{where}: 'kspace' {shape} has {shape[-2]} x {shape[-1]} locations. The last two axes are those of the image: "
+        "(slices, coils, H, W); move the axes with numpy.moveaxis.",
+        DataError,
+    )
     return array[(None,) * (4 - array.ndim)]
+
+
+def _real(kspace: np.ndarray) -> tuple[str, ...]:
+    """A suspicion where the imaginary part was lost: the image is then laid over its own half turn."""
+    if kspace.imag.any() or not kspace.any():
+        return ()
+    return ("the imaginary part of 'kspace' is zero everywhere: were real numbers made complex? Pass the complex data",)
 
 
 def _coil_maps_4d(maps: np.ndarray, shape: tuple[int, ...], where: object) -> np.ndarray:
