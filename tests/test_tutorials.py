@@ -165,7 +165,8 @@ def test_reading_the_uncertainty(fresh: Path) -> None:
     assert metrics.std_error_correlation(images, reference, support=inside) > 0
     low, high = np.quantile(images, [0.05, 0.95], axis=0)
     drawn_between = ((low <= reference) & (reference <= high))[inside].mean()
-    assert abs(drawn_between - metrics.coverage(images, reference, 0.9, support=inside)) < 0.1, "two counts of one thing"
+    covered = metrics.coverage(images, reference, 0.9, support=inside)
+    assert abs(drawn_between - covered) < 0.1, "two counts of one thing"
     assert names["rec"].recalibration_factor > 1.2 and drawn_between + 0.05 < names["between"] < 0.97
     assert names["spread_of_it"] > names["std"][names["region"]].mean() / 8, "neighbours go wrong together"
     assert names["again"].recalibration_factor == names["found"]["factor"] > 0
