@@ -118,3 +118,8 @@ def test_joint_maps_where_lines_are_plenty_are_warned_about() -> None:
     assert not any("was asked for" in text for text in noted)
     one, _, _, mask = scan(coils=1)
     assert run(one, mask=mask, coil_maps="joint", **settings).settings["coil_maps"] == "single_coil"
+
+
+def test_a_nested_list_is_told_to_be_made_an_array() -> None:
+    with pytest.raises(DataError, match=r"got list\. Pass numpy\.asarray"):
+        read_raw([[1j, 0j], [0j, 1j]])  # type: ignore[arg-type]

@@ -234,6 +234,8 @@ def read_raw(
         raw = scan
     elif isinstance(scan, np.ndarray | Tensor):
         raw, mask = from_arrays(scan, mask), None
+    elif not isinstance(scan, str | os.PathLike):
+        raise DataError(f"a scan is a file or an array; got {type(scan).__name__}. Pass numpy.asarray(...) of it.")
     else:
         raw, slices = read_scan(scan, slices), None
     if mask is not None:
