@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -313,3 +314,8 @@ def test_the_native_table_takes_every_scan_at_its_own_size(tmp_path: Path, monke
     assert result.settings["data"] == "multicoil_val at native sizes, drawn masks (real scans)"
     text = (tmp_path / "reconstruct_native.md").read_text()
     assert "| head_0_33x48 | equispaced | 4 |" in text and "tiny/split_gibbs/sample" not in text
+
+
+@pytest.mark.parametrize("path", sorted(reconstruct.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_records_name_no_folder_of_the_machine(path: Path) -> None:
+    assert re.findall(r"[\s\"'=]/\w[^\s\"']*", path.read_text(encoding="utf-8")) == []

@@ -184,7 +184,9 @@ def _draw(
 
 
 def _write_results(path: Path, rows: list[Row], result: Reconstruction, settings: DemoSettings, seed: int) -> Path:
-    held_fixed = {**asdict(settings), "seed": seed, "reconstruction": result.settings}
+    # The scan lies in the folder of the results, which is no part of them.
+    made = {**result.settings, "source": result.name}
+    held_fixed = {**asdict(settings), "seed": seed, "reconstruction": made}
     write_records(path, "demo", f"ambient-mri demo --seed {seed}", _finite(held_fixed), rows=rows)
     return path
 

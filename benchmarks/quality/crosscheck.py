@@ -41,6 +41,7 @@ from ambient_mri.sampling.guidance import value_and_vjp  # noqa: E402
 from ambient_mri.tensors import complex_randn, keyed_generator  # noqa: E402
 from benchmarks.quality import crosscheck_libraries as libraries  # noqa: E402
 from benchmarks.quality.crosscheck_libraries import Case, azula, azula_run, deepinv_posterior  # noqa: E402
+from benchmarks.quality.ledger import recorded_command  # noqa: E402
 from tests.oracles import PosteriorScene, line_mask, smooth_coils  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -372,7 +373,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--network-steps", type=int, default=6)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    command = "python benchmarks/quality/crosscheck.py " + " ".join(sys.argv[1:] if arguments is None else arguments)
+    command = recorded_command("benchmarks/quality/crosscheck.py", sys.argv[1:] if arguments is None else arguments)
     case = gaussian_case()
     compared = list(checks(case, options.steps))
     alpha = ALPHA / (2 * len(compared))

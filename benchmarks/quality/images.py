@@ -35,6 +35,7 @@ from image_baselines import candidates
 from image_features import DIMENSION, Classifier, trained_classifier
 from image_noise import noise_levels, noise_rows
 from images_plan import BUDGETS, CASES, Budget, Case, source
+from ledger import recorded_command
 from training_runs import TrainedEvaluation, arguments_of, parser_of, say, train_once
 
 from ambient_mri import metrics
@@ -372,7 +373,7 @@ def main(arguments: list[str] | None = None) -> None:
     usual = ["missing_60", "noise_0.2"] if options.budget == "rehearsal" else [c.name for c in CASES]
     cases = [c for c in CASES if c.name in (options.only or usual)]
     out = (options.out or Path(f"runs/images_{options.budget}")).resolve()
-    command = "python benchmarks/quality/images.py " + " ".join(sys.argv[1:] if arguments is None else arguments)
+    command = recorded_command("benchmarks/quality/images.py", sys.argv[1:] if arguments is None else arguments)
     evaluation = Evaluation(options.budget, budget, out, command)
     evaluation.floor()
     supervised = evaluation.supervised()

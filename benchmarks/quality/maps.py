@@ -31,10 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # cases and record
 from ambient_mri.coil_maps import estimate_coil_maps
 from ambient_mri.prior import load_prior
 from ambient_mri.reconstruct import reconstruct
-from ambient_mri.report.records import ResultFile, append_records, read_records
+from ambient_mri.report.records import ResultFile, read_records
 from ambient_mri.report.tables import markdown_table
 from ambient_mri.tensors import keyed_generator
 from benchmarks.quality.cases import LAWS, Case, real_cases, simulated_cases
+from benchmarks.quality.ledger import Ledger, recorded_command
 from benchmarks.quality.reconstruct import RESULTS, rows_of
 
 METHODS = ("espirit", "joint", "full")
@@ -92,9 +93,9 @@ def main(arguments: list[str] | None = None) -> None:
     prior, path = load_prior(options.prior), options.out / "maps.json"
     name = f"em/split_gibbs/mean{options.samples}"
     settings = {"prior": prior.name, "samples": options.samples, "steps": options.steps, "sampler": "split_gibbs"}
-    command = "python benchmarks/quality/maps.py " + " ".join(sys.argv[1:] if arguments is None else arguments)
-    present = read_records(path).rows if path.is_file() else []
-    done = {(r["case"], r["acceleration"], r["mask"], r["acs_lines"], r.get("law", "random")) for r in present}
+    command = recorded_command("benchmarks/quality/maps.py", sys.argv[1:] if arguments is None else arguments)
+    book = Ledger(path, command, settings)
+    done = {(r["case"], r["acceleration"], r["mask"], r["acs_lines"], r.get("law", "random")) for r in book.rows}
     for case, acs, law in cases(options):
         if (case.name, case.acceleration, case.mask_index, acs, law) in done:
             continue
@@ -114,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
             seconds = time.perf_counter() - start
             factors = {"acs_lines": acs, "law": law, "centre": centre(case.mask) if acs == 0 else ""}
             rows += rows_of(case, name, np.abs(rec.mean[0]), seconds, coil_maps=method, **factors)
-        append_records(path, "maps", command, settings, rows=rows)
+        book.add(rows)
         sys.stderr.write(f"{case.name} R={case.acceleration} {law} ACS {acs} mask {case.mask_index}\n")
     text = table(read_records(path))
     path.with_suffix(".md").write_text(text + "\n")

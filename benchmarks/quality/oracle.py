@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))  # the test-bed is that of the tests
 from ambient_mri.report.records import ResultFile, append_records, read_records  # noqa: E402
 from ambient_mri.report.tables import markdown_table  # noqa: E402
 from ambient_mri.sampling import SAMPLERS, make_sampler  # noqa: E402
+from benchmarks.quality.ledger import recorded_command  # noqa: E402
 from tests.oracles import PosteriorScene  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -110,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--samplers", nargs="*", choices=sorted(SAMPLERS), help="default: all of the table")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    command = "python benchmarks/quality/oracle.py " + " ".join(sys.argv[1:] if arguments is None else arguments)
+    command = recorded_command("benchmarks/quality/oracle.py", sys.argv[1:] if arguments is None else arguments)
     settings = {"size": options.size, "truths": options.truths, "samples": options.samples, "coils": 4, "seed": 0}
     path = options.out / "oracle.json"
     present = list(read_records(path).rows) if path.is_file() else []

@@ -31,6 +31,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from features import DIMENSION, feature_space
+from ledger import recorded_command
 from prior_evaluation import (
     SHOWN,
     HeldOut,
@@ -237,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"no run {', '.join(sorted(unknown))}; --plan prints them all")
     runs = [run for run in known if options.only is None or run.name in options.only]
     out = (options.out or Path(f"runs/priors_{options.budget}")).resolve()
-    command = "python benchmarks/quality/priors.py " + " ".join(sys.argv[1:] if arguments is None else arguments)
+    command = recorded_command("benchmarks/quality/priors.py", sys.argv[1:] if arguments is None else arguments)
     evaluation = Evaluation(options.budget, budget, out, command)
     finished = []
     for run in runs:

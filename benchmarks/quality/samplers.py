@@ -41,6 +41,7 @@ from ambient_mri.report.records import Row, append_records, read_records  # noqa
 from ambient_mri.report.tables import markdown_table  # noqa: E402
 from ambient_mri.sampling import make_sampler  # noqa: E402
 from ambient_mri.tensors import keyed_generator  # noqa: E402
+from benchmarks.quality.ledger import recorded_command  # noqa: E402
 from benchmarks.quality.reconstruct import SCANS, Case, score, simulated_cases  # noqa: E402
 from benchmarks.quality.reconstruct import coil_combined as coil_combined_image  # noqa: E402
 
@@ -194,7 +195,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run what is missing in the result file, then print the table."""
     options = parse(arguments)
     root, prior = os.environ.get("AMBIENT_MRI_DATA"), load_prior(options.prior)
-    command = "python benchmarks/quality/samplers.py " + " ".join(sys.argv[1:] if arguments is None else arguments)
+    command = recorded_command("benchmarks/quality/samplers.py", sys.argv[1:] if arguments is None else arguments)
     settings: dict[str, Any] = {
         "data": "Real scans (multicoil_val_128)." if root else "Simulated phantoms.",
         "samples": options.samples,

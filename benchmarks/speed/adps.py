@@ -40,6 +40,7 @@ from ambient_mri.report.tables import markdown_table  # noqa: E402
 from ambient_mri.sampling import Sampler, ambient_denoiser, make_sampler  # noqa: E402
 from ambient_mri.tensors import keyed_generator  # noqa: E402
 from benchmarks.quality.cases import Case, measure, real_cases, score, simulated_cases, tuning_cases  # noqa: E402
+from benchmarks.quality.ledger import recorded_command  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 AMBIENT, CLEAN = ROOT / "benchmarks" / "priors" / "brain_R4_ambient", ROOT / "ambient_mri" / "priors" / "brain128"
@@ -177,7 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
         "adps_steps": options.steps,
         "threads": torch.get_num_threads(),
     }
-    command = "python benchmarks/speed/adps.py " + " ".join(sys.argv[1:] if arguments is None else arguments)
+    command = recorded_command("benchmarks/speed/adps.py", sys.argv[1:] if arguments is None else arguments)
     for case in chosen_cases(root, options):
         held = [] if old is None else [r for r in old.rows if all(r[k] == v for k, v in case.factors.items())]
         for rows in rows_of(case, chosen["weight"], priors, held, options):

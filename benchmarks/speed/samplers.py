@@ -22,17 +22,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ambient_mri.data.phantom import BrainPhantom
-from ambient_mri.denoiser import Denoiser
-from ambient_mri.masks import PoissonDisc, RandomLines
-from ambient_mri.operators import LinearOperator, sense
-from ambient_mri.prior import Prior, load_prior
-from ambient_mri.report.records import Row, append_records, read_records
-from ambient_mri.report.tables import markdown_table
-from ambient_mri.sampling import make_sampler
-from ambient_mri.tensors import complex_randn, keyed_generator
-
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # records are written as by the benchmarks of quality
+
+from ambient_mri.data.phantom import BrainPhantom  # noqa: E402
+from ambient_mri.denoiser import Denoiser  # noqa: E402
+from ambient_mri.masks import PoissonDisc, RandomLines  # noqa: E402
+from ambient_mri.operators import LinearOperator, sense  # noqa: E402
+from ambient_mri.prior import Prior, load_prior  # noqa: E402
+from ambient_mri.report.records import Row, append_records, read_records  # noqa: E402
+from ambient_mri.report.tables import markdown_table  # noqa: E402
+from ambient_mri.sampling import make_sampler  # noqa: E402
+from ambient_mri.tensors import complex_randn, keyed_generator  # noqa: E402
+from benchmarks.quality.ledger import recorded_command  # noqa: E402
+
 RESULTS, PRIOR = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "priors" / "brain_R4_em1"
 ACCELERATION, NOISE_STD = 4, 0.01
 # Mask, axes that the operator transforms (one where the readout is cancelled, as reconstruct() does), data step.
@@ -126,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     prior, path = load_prior(options.prior), options.out / "speed_samplers.json"
-    command = "python benchmarks/speed/samplers.py " + " ".join(sys.argv[1:] if arguments is None else arguments)
+    command = recorded_command("benchmarks/speed/samplers.py", sys.argv[1:] if arguments is None else arguments)
     names = ("size", "coils", "batch", "steps")
     settings = {name: getattr(options, name) for name in names} | {
         "prior": prior.name,
