@@ -31,24 +31,20 @@ sys.path.insert(0, str(ROOT))  # scans and scores are those of the benchmark of 
 
 from ambient_mri import metrics  # noqa: E402
 from ambient_mri.data.readers import read_scan  # noqa: E402
-from ambient_mri.masks import EquispacedLines, PoissonDisc, RandomLines, SamplingLaw  # noqa: E402
 from ambient_mri.metrics import MINIMUM_COVERAGE_SAMPLES  # noqa: E402
 from ambient_mri.prior import Prior, load_prior  # noqa: E402
 from ambient_mri.reconstruct import Reconstruction, ReconstructionWarning, reconstruct  # noqa: E402
-from ambient_mri.reconstruct.volume import Volume, read_raw  # noqa: E402
 from ambient_mri.report.cost import COSTS, cost_figure  # noqa: E402
 from ambient_mri.report.records import Row, append_records, read_records  # noqa: E402
 from ambient_mri.report.tables import markdown_table  # noqa: E402
 from ambient_mri.sampling import make_sampler  # noqa: E402
 from ambient_mri.tensors import keyed_generator  # noqa: E402
+from benchmarks.quality.cases import ACS, LAWS, OBJECT, noise_of  # noqa: E402
 from benchmarks.quality.ledger import recorded_command  # noqa: E402
 from benchmarks.quality.reconstruct import SCANS, Case, score, simulated_cases  # noqa: E402
 from benchmarks.quality.reconstruct import coil_combined as coil_combined_image  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
-LAWS: dict[str, type[SamplingLaw]] = {"random": RandomLines, "equispaced": EquispacedLines, "poisson": PoissonDisc}
-# Calibration lines at 128 columns.
-ACS = {2: 20, 4: 12, 6: 10, 8: 8}
 # Numbers of steps of every sampler for clean priors: below, at and above what it needs.
 STEPS: dict[str, tuple[int, ...]] = {
     "split_gibbs": (10, 20, 50, 100),
@@ -61,7 +57,6 @@ STEPS: dict[str, tuple[int, ...]] = {
     "pula": (10, 20, 50),
     "langevin": (30, 100, 300),
 }
-OBJECT = 0.05  # of the reference's maximum: where uncertainty is judged
 
 
 @dataclass(frozen=True)
@@ -89,12 +84,6 @@ def scans(root: str | None, limit: int | None) -> Iterator[Scan]:
         return
     for case in list(simulated_cases([4]))[:limit]:
         yield Scan(case.name, case.kspace, case.reference)
-
-
-def noise_of(case: Case) -> float:
-    """The noise level per real part that is estimated from the undersampled scan alone, raw units."""
-    volume = Volume.measure(read_raw(case.undersampled, case.mask))
-    return float(volume.noise_std[0] * volume.scale)
 
 
 def run(
@@ -142,7 +131,7 @@ def rows_of(case: Case, law: str, prior: Prior, options: argparse.Namespace, pre
                 factors |= {"steps": steps, "noise_factor": noise_factor}
                 if any(all(row.get(name) == value for name, value in factors.items()) for row in present):
                     continue
-                estimated = noise_of(case) if estimated is None else estimated
+                estimated = noise_of(case.kspace, case.mask) if estimated is None else estimated
                 found, seconds = run(case, prior, sampler, steps, options.samples, noise_factor * estimated)
                 status = found.settings["run"]
                 cost = {"nfe": status["evaluations"], "gradients": status["gradients"], "seconds": seconds}
