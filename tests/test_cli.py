@@ -181,6 +181,8 @@ def test_a_bug_is_told_from_a_mistake(
     assert capsys.readouterr().err == "internal error: KeyError: 'oops' (--debug shows where it happened)\n"
 
 
+# The network is untrained and walks three levels: its images do not fit.
+@pytest.mark.filterwarnings("ignore:.*the images do not fit the data")
 def test_reconstruct_writes_what_was_asked_for(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,7 +25,7 @@ from ambient_mri.operators import Identity, Mask, conjugate_gradient, fft, ifft,
 from ambient_mri.prior import Prior, build_model
 from ambient_mri.reconstruct import ReconstructionWarning
 from ambient_mri.sampling import DDS, SplitGibbs
-from ambient_mri.sampling.calibration import effective_noise_std
+from ambient_mri.sampling.calibration import EffectiveNoise, effective_noise_std
 from ambient_mri.tensors import complex_randn, keyed_generator
 from tests.data.fastmri_files import header_xml
 from tests.oracles import StationaryDenoiser, WhiteDenoiser, smooth_coils
@@ -297,20 +297,21 @@ def test_a_prior_of_another_size_is_warned_about() -> None:
 def test_the_effective_noise_is_the_noise_with_right_maps_and_more_with_wrong_ones() -> None:
     kspace, _, maps, mask = scan(coils=8)
 
-    def level(coil_maps: Tensor, acs: Tensor = mask) -> float:
+    def found(coil_maps: Tensor, acs: Tensor = mask) -> EffectiveNoise:
         one = torch.ones(1)
-        m = Measurement(kspace / UNIT, acs, coil_maps[None], one * 0.02, one, ("0",))
-        return float(effective_noise_std(m)[0])
+        return effective_noise_std(Measurement(kspace / UNIT, acs, coil_maps[None], one * 0.02, one, ("0",)))
 
-    assert 0.02 <= level(maps) < 0.02 * 1.1
-    assert level(maps.roll(6, -1)) > 1.7 * level(maps)
-    estimated = estimate_coil_maps(kspace, mask).maps[0]
-    assert level(maps) < level(estimated) * 1.2
+    right, shifted = found(maps), found(maps.roll(6, -1))
+    assert 0.02 <= float(right.level) <= float(right.of_calibration) < 0.02 * 1.1
+    assert float(shifted.of_calibration) > 1.7 * float(right.of_calibration)
+    assert 1.1 * float(right.level) < float(shifted.level) < float(shifted.of_calibration)
+    estimated = found(estimate_coil_maps(kspace, mask).maps[0])
+    assert float(right.of_calibration) < float(estimated.of_calibration) * 1.2
     off_centre = lines(36, 0, 36)
-    assert level(maps.roll(6, -1), off_centre) == pytest.approx(0.02)  # no calibration lines
+    assert float(found(maps.roll(6, -1), off_centre).level) == pytest.approx(0.02)  # no calibration lines
     wrong = run(kspace, coil_maps=maps.roll(6, -1), noise_std=NOISE)
     assert wrong.noise_std[0] == pytest.approx(NOISE, rel=1e-4)
-    assert wrong.settings["effective_noise_std_scaled"][0] * wrong.scale > 1.5 * NOISE
+    assert wrong.settings["effective_noise_std_scaled"][0] * wrong.scale > 1.1 * NOISE
 
 
 def test_maps_or_a_noise_level_that_the_calibration_lines_contradict_are_told() -> None:

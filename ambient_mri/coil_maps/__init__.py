@@ -9,6 +9,7 @@ that S_c x does not change and what is left in x is nearly real.
     estimate_coil_maps  k-space and mask -> maps, by ESPIRiT (torch, sigpy or BART) or a fall-back, with warnings
     espirit             the estimator itself
     absorb_phase        maps and k-space -> maps that hold the phase
+    likely_noise_std    k-space, mask and maps -> the noise level, lowered to what the coils agree on
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 from ambient_mri.coil_maps.acs import AcsRegion, absorb_phase, find_acs, rows_by_mask
 from ambient_mri.coil_maps.calibration import espirit
 from ambient_mri.coil_maps.estimate import CoilMaps, MapSource, estimate_coil_maps
+from ambient_mri.coil_maps.noise_likelihood import likely_noise_std
 
 __all__ = [
     "AcsRegion",
@@ -25,5 +27,6 @@ __all__ = [
     "espirit",
     "estimate_coil_maps",
     "find_acs",
+    "likely_noise_std",
     "rows_by_mask",
 ]

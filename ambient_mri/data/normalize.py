@@ -31,7 +31,10 @@ from ambient_mri.data.acquisition import Extent
 from ambient_mri.data.null_space import null_space_variance
 from ambient_mri.operators.fourier import ifft
 
-__all__ = ["estimate_noise_std", "measured_scale"]
+__all__ = ["PERIPHERY", "estimate_noise_std", "measured_scale"]
+
+# Where an estimate comes from that rests on the outer samples of k-space, which may hold signal.
+PERIPHERY = "k-space periphery"
 
 # Fallback of the scale: the power of objects with sharp edges falls as |k|^-3 in two dimensions; an object half the
 # field of view wide bends that law at half a cycle per field of view.
@@ -228,9 +231,9 @@ def _periphery(
         for name, (variances, counts) in rings.items():
             variance, agree = _floor(variances, counts, *run)
             if agree:
-                return variance, f"k-space periphery, {name} rings, noise floor", run is _LONG
+                return variance, f"{PERIPHERY}, {name} rings, noise floor", run is _LONG
     bound = min(_floor(*found, *_SHORT)[0] for found in rings.values())
-    return bound, "k-space periphery without a noise floor: an upper bound that may hold signal", False
+    return bound, f"{PERIPHERY} without a noise floor: an upper bound that may hold signal", False
 
 
 def _background(hybrid: Tensor, lines: np.ndarray, axis: int, distance: np.ndarray, periphery: float) -> float:

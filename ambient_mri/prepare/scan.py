@@ -10,15 +10,16 @@ import numpy as np
 import torch
 
 from ambient_mri._checks import DataError, require
-from ambient_mri.coil_maps import estimate_coil_maps
+from ambient_mri.coil_maps import estimate_coil_maps, likely_noise_std
 from ambient_mri.data.coil_compression import coil_compression
 from ambient_mri.data.fastmri_masks import FastMRIMask
-from ambient_mri.data.normalize import estimate_noise_std, measured_scale
+from ambient_mri.data.normalize import PERIPHERY, estimate_noise_std, measured_scale
 from ambient_mri.data.oversampling import remove_readout_oversampling
 from ambient_mri.data.readers import RawScan
 from ambient_mri.data.schema import PreparedScan
 from ambient_mri.data.whitening import noise_covariance, periphery_covariance, read_noise_scan, whitening
 from ambient_mri.masks import SamplingLaw
+from ambient_mri.measurement import Measurement
 from ambient_mri.prepare.settings import Preparation
 from ambient_mri.tensors import keyed_generator
 
@@ -64,6 +65,8 @@ def prepare_scan(
         maps, method, warnings = _coil_maps(scan, noise_std, settings, torch.device(device))
     else:
         maps, method, warnings = scan.coil_maps, "from the file", []
+    if noise_source.startswith(PERIPHERY):
+        noise_std, noise_source = _lowered(scan, maps, noise_std), f"{noise_source}; at most, as the coils agree"
     preparation: dict[str, Any] = {
         **settings.describe(),
         **done.record,
@@ -197,6 +200,17 @@ def _coil_maps(
     if empty:
         warnings.append(f"slices {empty} hold nothing but zeros: their coil maps are flat, the same for every coil.")
     return maps, ", ".join(dict.fromkeys(methods)), list(dict.fromkeys(warnings))
+
+
+def _lowered(scan: RawScan, maps: np.ndarray, noise_std: np.ndarray) -> np.ndarray:
+    """The level of every slice, lowered to what its coils agree on."""
+    levels = []
+    for i, bound in enumerate(torch.from_numpy(noise_std)):
+        y, one = torch.from_numpy(scan.kspace[i : i + 1]), torch.ones(1)
+        mask = torch.from_numpy(np.ascontiguousarray(scan.mask[i : i + 1] if len(scan.mask) > 1 else scan.mask))
+        m = Measurement(y, mask, torch.from_numpy(maps[i : i + 1]), bound[None], one, (str(i),))
+        levels.append(likely_noise_std(m, bound[None]))
+    return torch.cat(levels).numpy()
 
 
 def _noise(done: Conditioned, settings: Preparation) -> tuple[np.ndarray, str]:

@@ -199,9 +199,9 @@ def reconstruct_volume(
             status = status or drawn.status
     noted += dict.fromkeys(text for source in sources for text in source.warnings)
     found = {"coil_maps": ", ".join(dict.fromkeys(source.method for source in sources)), "run": status}
-    noted += _misfit(np.concatenate(results["residual"]))
+    contradiction = _too_little_noise(results, volume.noise_source, raw.coil_maps is not None)
+    noted += contradiction or _misfit(np.concatenate(results["residual"]))
     noted += _too_much_noise(np.concatenate(results.pop("calibration_chi2")), volume.noise_source)
-    noted += _too_little_noise(results, volume.noise_source, raw.coil_maps is not None)
     arrays: dict[str, Any] = {key: volume.restored(key, np.concatenate(values)) for key, values in results.items()}
     levels = {key: arrays.pop(key).tolist() for key in ("noise_std_scaled", "effective_noise_std_scaled")}
     settings = {**describe_draw(prior, method, count, seed, device), **volume.settings(), **found, **levels}
@@ -255,15 +255,15 @@ def _too_much_noise(agreement: np.ndarray, source: str) -> list[str]:
 
 def _too_little_noise(results: dict[str, list[np.ndarray]], source: str, given_maps: bool) -> list[str]:
     """A note where the calibration lines leave far more than the noise under maps or a noise level that were given."""
-    noise, effective = (np.concatenate(results[f"{kind}noise_std_scaled"]) for kind in ("", "effective_"))
-    ratio = float(np.median(effective[noise > 0] / noise[noise > 0])) if (noise > 0).any() else 0.0
+    noise, found = np.concatenate(results["noise_std_scaled"]), np.concatenate(results.pop("calibration_noise_std"))
+    ratio = float(np.median(found[noise > 0] / noise[noise > 0])) if (noise > 0).any() else 0.0
     told = source in ("given", "from the file")
     if ratio < _LOUD or not (given_maps or told):
         return []
     culprits = ["coil_maps (coils in another order, flipped, conjugated, of another scan)"] if given_maps else []
     culprits += [f"noise_std ({source}; its units?)"] if told else []
     what = f"the calibration lines contradict {' or '.join(culprits)}; leave it out, or correct it"
-    return [f"{what}. What is left there is {ratio:.0f} times the noise, and the whole scan is taken to be that noisy."]
+    return [f"{what}. What is left there, laid on the whole scan, is {ratio:.0f} times the noise."]
 
 
 def _maps_choice(coil_maps: ArrayLike | str | None) -> tuple[str | None, ArrayLike | None]:
@@ -358,7 +358,8 @@ def _raw_units(chunk: Chunk, drawn: Drawn, scale: float, transpose: bool) -> dic
         "noise_std": (chunk.noise_std * scale).cpu().numpy(),
         "noise_std_scaled": chunk.noise_std.cpu().numpy(),
         "effective_noise_std_scaled": m.noise_std.cpu().numpy(),
-        "calibration_chi2": chunk.agreement.cpu().numpy(),
+        "calibration_chi2": chunk.effective.agreement.cpu().numpy(),
+        "calibration_noise_std": chunk.effective.of_calibration.cpu().numpy(),
     }
 
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ambient_mri._checks import DataError, check_finite, check_positive, check_shape, require
-from ambient_mri.coil_maps import MapSource, absorb_phase, estimate_coil_maps
-from ambient_mri.data.normalize import estimate_noise_std, measured_scale
+from ambient_mri.coil_maps import MapSource, absorb_phase, estimate_coil_maps, likely_noise_std
+from ambient_mri.data.normalize import PERIPHERY, estimate_noise_std, measured_scale
 from ambient_mri.measurement import Measurement
 from ambient_mri.prior import Prior
-from ambient_mri.sampling.calibration import effective_noise_std
+from ambient_mri.sampling.calibration import FEW_LINES, EffectiveNoise, effective_noise_std
 from ambient_mri.sampling.joint_maps import JointSettings, calibrationless_coil_maps, joint_coil_maps
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ __all__ = ["ArrayLike", "Chunk", "Volume", "read_raw"]
 
 ArrayLike: TypeAlias = np.ndarray | Tensor
 
-# Below this number of ACS lines, joint estimation gives better coil maps than ESPIRiT (benchmarks/quality/maps.py).
-JOINT_BELOW = 6
+# Below this number of ACS lines, joint estimation gives better coil maps than ESPIRiT.
+JOINT_BELOW = FEW_LINES
 _BLIND = (
     "with no ACS lines to speak of, coil maps were estimated together with the image, from nothing: that serves where "
     "the centre of k-space is sampled densely and irregularly (Poisson disc), and fails on lines, most of all on "
@@ -53,7 +53,7 @@ class Chunk:
         phase: (b, 1, H, W) radians, absorbed into the coil maps.
         support: (b, 1, H, W) bool: where the coil maps see anything.
         noise_std: (b,) noise of the scan, scaled units.
-        agreement: (b,) chi^2 of the calibration lines under ``noise_std``, NaN where it is not known.
+        effective: What the calibration lines say of the maps and of ``noise_std``.
         sources: Where the coil maps of every slice come from, with what a user should know of them.
     """
 
@@ -61,7 +61,7 @@ class Chunk:
     phase: Tensor
     support: Tensor
     noise_std: Tensor
-    agreement: Tensor
+    effective: EffectiveNoise
     sources: tuple[MapSource, ...]
 
     @property
@@ -95,7 +95,8 @@ class Volume:
         raw: The scan.
         scale: Raw units per scaled unit.
         noise_std: (slices,) per real part, scaled units.
-        noise_source: Where it comes from.
+        noise_source: Where it comes from. From the periphery of k-space alone it is an upper bound, which a slice's
+            coil maps may lower (:mod:`ambient_mri.coil_maps.noise_likelihood`).
         held: Positions of the slices that hold signal: there is nothing to reconstruct in the others.
     """
 
@@ -141,6 +142,7 @@ class Volume:
             values, source = torch.as_tensor(raw.noise_std, dtype=torch.float32), "from the file"
         else:
             estimate, source = estimate_noise_std(raw.kspace, raw.mask, raw.acquired_extent)
+            source += "; at most, as the coils agree" if source.startswith(PERIPHERY) else ""
             values = torch.tensor([estimate])
         return cls(raw, scale, (values / scale).expand(len(raw)), source, held)
 
@@ -176,11 +178,14 @@ class Volume:
             scale=torch.full((len(y),), self.scale, device=device),
             key=tuple(str(raw.slice_indices[i]) for i in picked),
         ).check()
-        effective, agreement = effective_noise_std(m)
-        m = replace(m, noise_std=effective)
+        if self.noise_source.startswith(PERIPHERY):
+            noise = likely_noise_std(m, noise)
+            m = replace(m, noise_std=noise)
+        effective = effective_noise_std(m)
+        m = replace(m, noise_std=effective.level)
         if transpose:
             m = replace(m, y=m.y.mT, mask=m.mask.mT, coil_maps=maps.mT)
-        return Chunk(m.cancel_readout(), phase, support, noise, agreement, sources)
+        return Chunk(m.cancel_readout(), phase, support, noise, effective, sources)
 
     def restored(self, name: str, values: np.ndarray) -> np.ndarray:
         """``values`` (slices with signal, ...) as those of all slices: zero in the others, noise levels excepted."""
