@@ -43,7 +43,7 @@ from ambient_mri.sampling import make_sampler
 from ambient_mri.sampling.automatic import given_steps, with_automatic_steps
 from ambient_mri.sampling.draw import choose_device, sample_count
 
-__all__ = ["Evaluation", "pair_files", "reconstructed"]
+__all__ = ["Evaluation", "method_name", "pair_files", "reconstructed"]
 
 _KSPACE = (".h5", ".hdf5", ".npz", ".npy")
 _SCORES = ("psnr", "ssim", "nmse", "nrmse")
@@ -255,10 +255,9 @@ class Evaluation:
             DataError,
         )
         made = [content["settings"] for content in contents]
-        estimate = f"mean{made[0]['samples']}" if made[0]["samples"] > 1 else "point"
         shared: Row = {
             "case": volume.stem,
-            "method": f"{_identifier(method.prior.name)}/{method.sampler}/{estimate}",
+            "method": method_name(method.prior.name, method.sampler, made[0]["samples"]),
             "acceleration": round(volume.acceleration, 2),
             "nfe": max(m["run"]["evaluations"] for m in made),
             "seconds": float(np.mean([m["seconds"] for m in made])),
@@ -316,6 +315,11 @@ def _sharing(processes: int, device: torch.device) -> tuple[_MakeAll, bool]:
 
     trainer = processes_on(device, processes)
     return lambda *work: share(SharedWork("evaluation", *work), trainer), is_first()
+
+
+def method_name(prior: str, sampler: str, samples: int) -> str:
+    """``prior/sampler/estimate``, as records name what made an image."""
+    return f"{_identifier(prior)}/{_identifier(sampler)}/{f'mean{samples}' if samples > 1 else 'point'}"
 
 
 def _identifier(name: str) -> str:

@@ -25,6 +25,7 @@ from ambient_mri.masks import RandomLines
 from ambient_mri.operators.fourier import fft, ifft
 from ambient_mri.prior import Prior, build_model
 from ambient_mri.reconstruct import ReconstructionWarning
+from ambient_mri.report.records import read_records
 from ambient_mri.tensors import complex_randn, keyed_generator
 from tests.data.fastmri_files import header_xml
 from tests.training.conftest import smooth_images
@@ -277,6 +278,12 @@ def test_evaluate_and_info_of_a_reconstruction(
     assert run("evaluate", tmp_path / "r.h5", folder / "full.h5") == 0
     text = capsys.readouterr().out
     assert re.search(r"NRMSE +0\.100", text) and re.search(r"NMSE +0\.0100", text) and "fastMRI" in text
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.h5"]
+    assert run("evaluate", tmp_path / "r.h5", folder / "full.h5", "--out", tmp_path / "scores") == 0
+    record = read_records(tmp_path / "scores" / "evaluation.json")
+    assert {row["metric"]: round(row["value"], 3) for row in record.rows}["nrmse"] == 0.1
+    assert "r" in (tmp_path / "scores" / "evaluation.md").read_text()
+    capsys.readouterr()
     assert run("info", tmp_path / "r.h5") == 0
     assert re.search(r"prior +tiny", capsys.readouterr().out)
 

@@ -16,7 +16,7 @@ from ambient_mri._checks import AmbientMRIError
 from ambient_mri.operators import Identity, LinearOperator, coils, sense
 from ambient_mri.operators.base import Composition
 from ambient_mri.sampling import batching
-from ambient_mri.sampling.batching import out_of_memory, rows_per_batch
+from ambient_mri.sampling.batching import available_memory, out_of_memory, rows_per_batch
 from ambient_mri.sampling.draw import RunningMoments
 from ambient_mri.tensors import complex_randn, keyed_generator
 from tests.oracles import StationaryDenoiser, line_mask, smooth_coils
@@ -145,6 +145,25 @@ def test_batches_fit_the_memory_that_is_there(tmp_path: Path, monkeypatch: pytes
     assert rows_per_batch("auto", (64, 64), 8, torch.device("cuda")) == 3
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**12, 10**12))
     assert rows_per_batch("auto", (64, 64), 8, torch.device("cuda")) == batching._PIXELS["cuda"][0] // 64**2
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_a_container_leaves_what_its_limit_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int
+) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemAvailable: 1000 kB\n")
+    monkeypatch.setattr(batching, "_MEMINFO", meminfo)
+    _, limit, used, cache = batching._CGROUPS[version]
+    monkeypatch.setattr(batching, "_CGROUPS", ((tmp_path, limit, used, cache),))
+    assert available_memory(torch.device("cpu")) == 1024_000  # no group
+    for name, content in ((limit, "500000\n"), (used, "300000\n"), ("memory.stat", f"anon 5\n{cache} 50000\n")):
+        (tmp_path / name).write_text(content)
+    assert available_memory(torch.device("cpu")) == 250_000
+    (tmp_path / limit).write_text("2000000\n")
+    assert available_memory(torch.device("cpu")) == 1024_000  # the machine has less than that
+    (tmp_path / limit).write_text("max\n")
+    assert available_memory(torch.device("cpu")) == 1024_000
 
 
 def test_the_result_does_not_depend_on_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

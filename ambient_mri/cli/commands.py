@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ambient_mri._checks import AmbientMRIError, DataError, require
 from ambient_mri.cli.files import check_writable, load_array
@@ -153,7 +154,33 @@ def evaluate(options: argparse.Namespace) -> int:
     facts = {name.upper(): format_value(name, value) for name, value in scores.items()}
     title = f"{options.reconstruction} against {options.reference}"
     show_facts(title, facts, "\n".join(metrics.DEFINITIONS[name] for name in scores))
+    if options.out is not None:
+        show_facts("Written", _scores_written(options, scores, found["settings"]))
     return 0
+
+
+def _scores_written(
+    options: argparse.Namespace, scores: Mapping[str, float], settings: Mapping[str, Any]
+) -> dict[str, Path]:
+    """The scores of one reconstruction as a result file and a table, in the folder ``--out``."""
+    from ambient_mri import metrics
+    from ambient_mri._files import write_atomically
+    from ambient_mri.evaluation import method_name
+    from ambient_mri.report.records import write_records
+    from ambient_mri.report.tables import markdown_table
+
+    sampler = settings.get("sampler", {}).get("sampler", "unknown")
+    method = method_name(settings.get("prior", "unknown"), sampler, settings.get("samples", 1))
+    case = Path(options.reconstruction).stem
+    rows = [{"case": case, "method": method, "metric": name, "value": value} for name, value in scores.items()]
+    rows = [{**row, "n": 1, "ci95": None} for row in rows]
+    definitions = {name: metrics.DEFINITIONS[name] for name in scores}
+    files = {"records": options.out / "evaluation.json", "table": options.out / "evaluation.md"}
+    command = f"ambient-mri {' '.join(sys.argv[1:])}"
+    write_records(files["records"], "evaluate", command, dict(settings), definitions=definitions, rows=rows)
+    table = markdown_table(rows, index=("case", "method"), metric=("psnr", "ssim"), definitions=definitions)
+    write_atomically(files["table"], f"{table}\n".encode())
+    return files
 
 
 def misplaced_train(options: argparse.Namespace) -> int:

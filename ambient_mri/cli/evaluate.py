@@ -30,7 +30,8 @@ def add_evaluate_arguments(command: argparse.ArgumentParser, slices: Callable[[s
     add("--sampler", action="append", choices=commands.SAMPLERS, metavar="NAME", help=text)
     _sampling_arguments(command, slices)
     add("--processes", type=int, default=1, metavar="N", help="that share the slices, one a GPU (default: %(default)s)")
-    add("--out", type=Path, default=Path("evaluation"), metavar="FOLDER", help="default: %(default)s")
+    text = "of evaluation.json and evaluation.md; of scans evaluation, of a reconstruction none by default"
+    add("--out", type=Path, metavar="FOLDER", help=text)
 
 
 def add_calibrate_arguments(command: argparse.ArgumentParser, slices: Callable[[str], slice]) -> None:
@@ -67,8 +68,9 @@ def evaluate(options: argparse.Namespace) -> int:
     from ambient_mri.sampling.draw import as_prior, choose_device
 
     device = choose_device(options.device)
+    out = options.out or Path("evaluation")
     plan = Evaluation(
-        options.out,
+        out,
         samples=options.samples,
         steps=options.steps,
         seed=options.seed,
@@ -86,7 +88,7 @@ def evaluate(options: argparse.Namespace) -> int:
         return 0
     rows = [{k: v for k, v in row.items() if k != "nfe"} for row in result.rows]
     show(rich_table(rows, index=("case", "acceleration", "method"), definitions=result.definitions))
-    show_facts("Written", {"records": options.out / "evaluation.json", "table": options.out / "evaluation.md"})
+    show_facts("Written", {"records": out / "evaluation.json", "table": out / "evaluation.md"})
     return 0
 
 

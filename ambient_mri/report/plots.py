@@ -22,6 +22,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ambient_mri._checks import require
@@ -50,13 +51,16 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 
 @dataclass
 class _Cell:
-    """One image of a figure: pixels, window, colour map, and the lines above it (the first one is its name)."""
+    """One image of a figure: pixels, window, colour map, the lines above it (the first one is its name), and whether a
+    line around it tells it from the page.
+    """
 
     image: np.ndarray | None
     lines: tuple[str, ...] = ()
     window: tuple[float, float] = (0.0, 1.0)
     cmap: str = "gray"
     strong: bool = False
+    framed: bool = False
 
 
 def reconstruction_figure(
@@ -278,6 +282,8 @@ def _draw_cell(figure: Figure, cell: _Cell, box: tuple[float, float, float, floa
     shown = np.ma.masked_invalid(cell.image)
     axes.imshow(shown, cmap=cmap, vmin=cell.window[0], vmax=cell.window[1], interpolation="antialiased", aspect="auto")
     axes.set_axis_off()
+    if cell.framed:
+        axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, edgecolor=_FAINT, linewidth=0.8))
     centre, base = (left + width / 2) / total_width, bottom + height + head - 0.05 - _NAME_LINE + 0.035
     for i, line in enumerate(cell.lines):
         weight, colour = ("bold" if cell.strong else "normal", _INK) if i == 0 else ("normal", _FAINT)
@@ -300,7 +306,7 @@ def _head_height(cell: _Cell) -> float:
 def _mask_cell(sampled: np.ndarray, acceleration: float | None, *, strong: bool) -> _Cell:
     said = effective_acceleration(torch.tensor(sampled)) if acceleration is None else acceleration
     lines = ("Mask", f"R = {said:.1f}") if strong else (f"Mask, R = {said:.1f}",)
-    return _Cell(sampled.astype(np.float64), lines, strong=strong)
+    return _Cell(sampled.astype(np.float64), lines, strong=strong, framed=True)
 
 
 def _footnote(window: tuple[float, float], errors: bool, std: bool) -> str:

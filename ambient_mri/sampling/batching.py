@@ -25,6 +25,11 @@ _PIXELS = {"cpu": (2**17, 2**24), "cuda": (2**22, 2**27)}
 _NETWORK_BYTES, _COIL_BYTES = 2048, 64
 _SHARE = 0.5  # of the available memory
 _MEMINFO = Path("/proc/meminfo")
+# A container's limit and use in control groups of version 2 and 1, and the name of the cache that can be dropped.
+_CGROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 def rows_per_batch(batch_size: int | str, shape: tuple[int, int], coils: int, device: torch.device) -> int:
@@ -56,7 +61,7 @@ def available_memory(device: torch.device) -> int | None:
     """Bytes that can still be taken on ``device``; None where the system does not tell.
 
     On a GPU what is free, and what torch's allocator holds without using it; elsewhere the kernel's own estimate,
-    ``MemAvailable``, of what programs can have without swapping.
+    ``MemAvailable``, of what programs can have without swapping, or what the limit of a container leaves.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -66,7 +71,18 @@ def available_memory(device: torch.device) -> int | None:
     except OSError:
         return None  # no Linux
     kibibytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
-    return None if kibibytes is None else 1024 * int(kibibytes)
+    machine = [] if kibibytes is None else [1024 * int(kibibytes)]
+    return min(machine + [left for group in _CGROUPS if (left := _left_in(*group)) is not None], default=None)
+
+
+def _left_in(folder: Path, limit: str, used: str, cache: str) -> int | None:
+    """Bytes that a control group's limit leaves; None where there is no group or no limit."""
+    try:
+        most, current = (folder / limit).read_text().strip(), int((folder / used).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    return None if most == "max" else max(0, int(most) - current + int(stat.get(cache, 0)))
 
 
 def out_of_memory(error: BaseException | None) -> bool:

@@ -30,7 +30,7 @@ from ambient_mri.data.readers.numpy_arrays import ArrayLike, to_numpy
 
 __all__ = ["read_reconstruction", "save_reconstruction"]
 
-_ENDINGS = ".h5, .hdf5, .npz, .nii or .nii.gz"
+_ENDINGS = ".h5, .hdf5, .npz, .nii or .nii.gz; Reconstruction.save also writes .png"
 
 
 def save_reconstruction(
@@ -70,7 +70,10 @@ def save_reconstruction(
         return [_write_hdf5(Path(path), arrays, affine, text)]
     if name.endswith(".npz"):
         return [_write_npz(Path(path), arrays, affine, text)]
-    require(name.endswith((".nii", ".nii.gz")), f"{path}: the ending names no known format; use {_ENDINGS}.")
+    require(
+        name.endswith((".nii", ".nii.gz")),
+        f"{path}: the ending names no known format; use {_ENDINGS} (a picture: .png, from Reconstruction.save).",
+    )
     return _write_nifti(Path(path), arrays, affine)
 
 
