@@ -173,3 +173,10 @@ def test_a_rehearsal_measures_everything_and_resumes(
     benchmark.main(arguments)
     assert read_records(tmp_path / "images.json").rows == first.rows
     assert "Samples: noise_level" in capsys.readouterr().out
+
+
+def test_what_is_restored_and_compared_is_of_every_class() -> None:
+    """CIFAR's file is sorted by label: the first images are all of one class."""
+    labels = [i // 100 for i in range(1000)]
+    picked = load("quality/images").spread(tuple(range(0, 1000, 2)), 50)
+    assert len(picked) == 50 and {labels[i] for i in picked} == set(range(10)) and not any(i % 2 for i in picked)

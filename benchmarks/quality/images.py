@@ -51,6 +51,7 @@ from ambient_mri.sampling.ambient_generation import AmbientGeneration
 from ambient_mri.sampling.full_view import FullView
 from ambient_mri.sampling.heun import unconditional
 from ambient_mri.tensors import keyed_generator
+from ambient_mri.training.estimates import evenly_spaced
 from ambient_mri.training.natural import CorruptedImages
 from ambient_mri.training.natural_em import restore_rows
 
@@ -83,7 +84,7 @@ class Evaluation(TrainedEvaluation[Budget]):
         self.images: NaturalImages = load_natural_images(self.file)
         with np.load(self.file) as stored:
             self.labels = torch.from_numpy(stored["labels"].astype(np.int64))
-        self.truth = self.stack(self.images.val[: budget.restored])
+        self.truth = self.stack(spread(self.images.val, budget.restored))
 
     def stack(self, numbers: tuple[int, ...]) -> Tensor:
         return torch.cat([self.images.image(n) for n in numbers])
@@ -152,7 +153,7 @@ class Evaluation(TrainedEvaluation[Budget]):
         found, seconds = restore()
         values = scores(self.truth, found)
         half = 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-        torch.save(found[:SHOWN].half(), self.shown(case.name, method))
+        torch.save(found[evenly_spaced(len(found), SHOWN)].half(), self.shown(case.name, method))
         row = {**base, "metric": "psnr", "value": statistics.fmean(values), "n": len(values), "ci95": half}
         self.append([{**row, "seconds": seconds / len(found)}])
         say(f"{case.name}: {method} {row['value']:.2f} dB", began)
@@ -282,7 +283,7 @@ class Evaluation(TrainedEvaluation[Budget]):
 
     def floor(self) -> None:
         """Distances of training images, as many as samples are drawn."""
-        numbers = self.images.train[: self.budget.generated]
+        numbers = spread(self.images.train, self.budget.generated)
         self.distances("clean", "training_images/none/sample", lambda: self.stack(numbers), {"missing": 0.0})
 
     def case(self, case: Case, supervised: Prior) -> None:
@@ -313,13 +314,20 @@ class Evaluation(TrainedEvaluation[Budget]):
                 "mean (EM)": self.shown(case.name, f"em/split_gibbs/mean{self.budget.samples}"),
             }
             found = {name: torch.load(f, weights_only=True).float() for name, f in files.items() if f.is_file()}
-            rows = {"training images": torch.cat([data[i].y for i in range(min(SHOWN, len(data)))])}
+            rows = {"training images": torch.cat([data[i].y for i in evenly_spaced(len(data), SHOWN)])}
             rows |= {name: found.pop(name) for name in ("samples (EM)",) if name in found}
-            rows |= {"held out, as measured": self.measurements(case).y[:SHOWN], **found, "truth": self.truth[:SHOWN]}
+            held_out = evenly_spaced(len(self.truth), SHOWN)
+            rows |= {"held out, as measured": self.measurements(case).y[held_out], **found}
+            rows["truth"] = self.truth[held_out]
             groups[f"{case.missing:.0%} of the pixels missing" if case.missing else f"noise {case.noise_std:g}"] = rows
         if not groups:
             return None
         return image_rows(groups, self.out / "figures" / "images.png", title="Trained on corrupted images alone")
+
+
+def spread(numbers: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """``count`` of them, evenly spaced: a file may be sorted by class."""
+    return tuple(numbers[i] for i in evenly_spaced(len(numbers), count))
 
 
 def strongest(cases: list[Case]) -> list[Case]:
