@@ -155,12 +155,12 @@ def evaluate(options: argparse.Namespace) -> int:
     title = f"{options.reconstruction} against {options.reference}"
     show_facts(title, facts, "\n".join(metrics.DEFINITIONS[name] for name in scores))
     if options.out is not None:
-        show_facts("Written", _scores_written(options, scores, found["settings"]))
+        show_facts("Written", _scores_written(options, scores, len(image), found["settings"]))
     return 0
 
 
 def _scores_written(
-    options: argparse.Namespace, scores: Mapping[str, float], settings: Mapping[str, Any]
+    options: argparse.Namespace, scores: Mapping[str, float], slices: int, settings: Mapping[str, Any]
 ) -> dict[str, Path]:
     """The scores of one reconstruction as a result file and a table, in the folder ``--out``."""
     from ambient_mri import metrics
@@ -171,9 +171,8 @@ def _scores_written(
 
     sampler = settings.get("sampler", {}).get("sampler", "unknown")
     method = method_name(settings.get("prior", "unknown"), sampler, settings.get("samples", 1))
-    case = Path(options.reconstruction).stem
-    rows = [{"case": case, "method": method, "metric": name, "value": value} for name, value in scores.items()]
-    rows = [{**row, "n": 1, "ci95": None} for row in rows]
+    shared = {"case": Path(options.reconstruction).stem, "method": method, "n": slices, "ci95": None}
+    rows = [{**shared, "metric": name, "value": value} for name, value in scores.items()]
     definitions = {name: metrics.DEFINITIONS[name] for name in scores}
     files = {"records": options.out / "evaluation.json", "table": options.out / "evaluation.md"}
     command = f"ambient-mri {' '.join(sys.argv[1:])}"
