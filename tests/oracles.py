@@ -166,9 +166,17 @@ class PosteriorScene:
     exact: Posterior
 
     @staticmethod
-    def make(size: int, noise_std: float, *, lines: tuple[int, ...], truths: int = 2, coils: int = 4) -> PosteriorScene:
+    def make(
+        size: int,
+        noise_std: float,
+        *,
+        lines: tuple[int, ...],
+        truths: int = 2,
+        coils: int = 4,
+        world: GaussianWorld | None = None,
+    ) -> PosteriorScene:
         """A world of ``size`` x ``size`` images, measured at ``lines`` by ``coils``."""
-        world = GaussianWorld.with_decaying_spectrum(size, size)
+        world = world or GaussianWorld.with_decaying_spectrum(size, size)
         operator = sense(smooth_coils(coils, size, size), line_mask(size, lines))
         generator = keyed_generator("posterior scene", size)
         truth = world.draw(truths, generator)

@@ -91,6 +91,25 @@ def test_speed_compares_samplers_with_the_bare_network(
     assert all(r["iterations_per_step"] >= 1 for r in result.select(data_step="conjugate_gradient", metric="ratio"))
 
 
+def test_local_error_without_data_measures_a_phantom_and_resumes(
+    tmp_path: Path, prior: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("AMBIENT_MRI_DATA", raising=False)
+    benchmark = load("quality/local_error")
+    arguments = ["--prior", str(prior), "--samples", "2", "--num-steps", "2", "--slices", "1", "--out", str(tmp_path)]
+    benchmark.main(arguments)
+    table = capsys.readouterr().out
+    assert "| tiny/dds/mean2 | 2 | white |" in table and "random, R = 4" in table
+    first = read_records(tmp_path / "local_error.json")
+    assert {(row["method"], row["error"]) for row in first.rows} == {
+        (f"tiny/{sampler}/mean2", error) for sampler in ("split_gibbs", "dds") for error in ("local", "white")
+    }
+    ratios = {(row["method"], row["error"]): row["value"] for row in first.select(metric="variance_ratio")}
+    assert all(value > 0 for value in ratios.values()) and len(set(ratios.values())) == 4
+    benchmark.main(arguments)
+    assert read_records(tmp_path / "local_error.json").rows == first.rows
+
+
 def cost_row(sampler: str, steps: int, case: str, value: float, gradients: int = 0) -> Row:
     return {
         "case": case,

@@ -310,10 +310,6 @@ class _Drawing:
     def _together(self, m: Measurement) -> Drawn:
         operator = sense(m.coil_maps, m.mask, axes=m.axes)  # type: ignore[arg-type]
         data_step = self.method.make_data_step(operator, slices=len(m), samples=self.count, device=m.y.device)
-        if len(m) > 1 and data_step.name != "exact":
-            # An iterative solver stops all rows of a batch at one tolerance; a slice's must not depend on its
-            # neighbours.
-            return joined([self.samples(m[i]) for i in range(len(m))])
         if len(m) > 1 and len(m.mask) > 1 and not isinstance(self.model, Denoiser):
             # Further masks are drawn for a batch, from the calibration lines that all of its rows have.
             return joined([self.samples(m[i]) for i in range(len(m))])

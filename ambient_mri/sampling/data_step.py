@@ -14,13 +14,16 @@ x is the mean of x0 given y = A x0 + noise and the belief x0 ~ N(v, r^2). Two so
   encoded directions need where it is small. Where the caller says what noise will hide an error (:class:`Slack`), the
   preconditioned ones stop before, where the error is a percent of that noise by its estimate.
 
+lam may also be one for each pixel, r then being one for each pixel: conjugate gradients solve it, preconditioned by the
+diagonal of the system in the image.
+
 Rows of a batch are (slice, sample) pairs, slice by slice; the blocks are kept once a slice.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +37,7 @@ from ambient_mri.operators.linear_solvers import conjugate_gradient
 from ambient_mri.operators.masking import Mask
 from ambient_mri.operators.sense import SenseNormal
 from ambient_mri.sampling.measurement_noise import MeasurementNoise
-from ambient_mri.tensors import add_scaled, per_row, real_inner
+from ambient_mri.tensors import add_scaled, keyed_generator, per_row, real_inner
 
 __all__ = [
     "ConjugateGradientStep",
@@ -56,6 +59,9 @@ _EIGH, _APPLY, _APPLY_ROW, _CG_PIXEL = 0.8e-9, 4e-9, 0.1e-9, 3e-7
 # Where conjugate gradients stop: residual, in units of lam r; error, in units of the noise that hides it. That small,
 # because the estimate misses weakly encoded directions, and because errors of consecutive levels pull the same way.
 _ACCURACY, _HIDDEN = 0.1, 0.01
+# With a lam for each pixel the diagonal misses more of them: residual and error at which to stop are these shares of
+# the above.
+_LOCAL_RESIDUAL, _LOCAL_HIDDEN = 0.1, 0.3
 # Eigendecompositions at a time, to bound the workspace.
 _CHUNK = 64
 
@@ -94,7 +100,7 @@ class DataStep(ABC):
         Args:
             data: A^H y, (b, 1, H, W).
             guess: v, same shape.
-            lam: (b,), positive.
+            lam: (b,) or, for conjugate gradients, (b, 1, H, W); positive.
             rtol: (b,) residual relative to the right-hand side at which an iterative solver may stop.
             slack: Lets it stop before, where the error is a percent of this noise by its estimate.
 
@@ -120,6 +126,7 @@ class ConjugateGradientStep(DataStep):
         self._expanded: tuple[int, LinearOperator] = (1, operator)
         # None for all but SENSE: conjugate gradients without a preconditioner.
         self._blocks = SenseNormal.of(operator)
+        self._gain: Tensor | None = None
 
     def __call__(self, data: Tensor, guess: Tensor, lam: Tensor, rtol: Tensor, slack: Slack | None = None) -> Tensor:
         return self._solve(data, guess, lam, rtol, slack, data - self._normal(guess))
@@ -149,22 +156,43 @@ class ConjugateGradientStep(DataStep):
         self, data: Tensor, guess: Tensor, lam: Tensor, rtol: Tensor, slack: Slack | None, residual: Tensor
     ) -> Tensor:
         """Conjugate gradients from ``guess``, whose residual in the data, A^H (y - A guess), is known."""
-        blocks, weight = self._blocks, per_row(lam, guess)
-        gain = None if blocks is None else blocks.diagonal(lam).reciprocal()
+        weight = _weight(lam, guess)
+        gain, precondition = self._preconditioner(lam, guess)
         numbers = guess[0].numel() * (2 if guess.is_complex() else 1)
+        local = lam.ndim > 1
+        hidden = _HIDDEN * (_LOCAL_HIDDEN if local else 1)
         result = conjugate_gradient(
             lambda p: add_scaled(self._normal(p), weight, p),
             add_scaled(data, weight, guess),
             x0=guess,
             residual=residual,
-            precondition=None if blocks is None or gain is None else lambda r: blocks.precondition(r, gain),
+            precondition=precondition,
             max_iterations=self.max_iterations,
-            rtol=rtol,
-            enough=None if gain is None or slack is None else _hidden_energy(gain, slack, numbers),
+            rtol=rtol * _LOCAL_RESIDUAL if local else rtol,
+            enough=None if gain is None or slack is None else hidden**2 * _hiding_energy(gain, slack, numbers),
         )
         self.iterations += result.iterations
         self.residual = result.residual
         return result.x
+
+    def _preconditioner(self, lam: Tensor, like: Tensor) -> tuple[Tensor | None, Callable[[Tensor], Tensor] | None]:
+        """Reciprocal of the diagonal that stands for the system, and D^-1."""
+        if lam.ndim > 1:
+            gain = (self._mean_gain(like) + lam).reciprocal()
+            return gain, lambda r: r * gain
+        blocks = self._blocks
+        if blocks is None:
+            return None, None
+        gain = blocks.diagonal(lam).reciprocal()
+        return gain, lambda r: blocks.precondition(r, gain)
+
+    def _mean_gain(self, like: Tensor) -> Tensor:
+        """Mean of the diagonal of A^H A, (b, 1, 1, 1), by a probe that every row shares."""
+        if self._gain is None:
+            probe = torch.rand(like.shape[1:], generator=keyed_generator("mean gain"), dtype=torch.float64) < 0.5
+            signs = (2.0 * probe - 1).to(like).expand(self.slices, *like.shape[1:])
+            self._gain = real_inner(signs, self.operator.normal(signs)) / signs[0].numel()
+        return per_row(self._gain.repeat_interleave(len(like) // self.slices), like)
 
     def _normal(self, x: Tensor) -> Tensor:
         """A^H A x."""
@@ -206,7 +234,7 @@ class ExactStep(DataStep):
         return self.eigenvalues.shape[0]
 
     def __call__(self, data: Tensor, guess: Tensor, lam: Tensor, rtol: Tensor, slack: Slack | None = None) -> Tensor:
-        return self._solve(data + per_row(lam, guess) * guess, lam, None)
+        return self._solve(data, guess, lam, None)
 
     def perturbed(self, data: Tensor, guess: Tensor, lam: Tensor, white: Tensor) -> Tensor:
         """The solution with data + A^H e instead of data, for the noise e of y: (A^H A)^(1/2) w has the law of A^H e.
@@ -220,9 +248,11 @@ class ExactStep(DataStep):
             lam: (b,), positive.
             white: w, same shape: white noise with the level of e.
         """
-        return self._solve(data + per_row(lam, guess) * guess, lam, white)
+        return self._solve(data, guess, lam, white)
 
-    def _solve(self, right: Tensor, lam: Tensor, white: Tensor | None) -> Tensor:
+    def _solve(self, data: Tensor, guess: Tensor, lam: Tensor, white: Tensor | None) -> Tensor:
+        require(lam.ndim == 1, "the exact data step needs one lam a row; use data_step='conjugate_gradient'.")
+        right = data + per_row(lam, guess) * guess
         weight = lam.to(self.eigenvalues).expand(len(right)).reshape(self.slices, 1, -1, 1)
         eigenvalues = self.eigenvalues[:, :, None]
         coefficients = self._by_position(right) @ self.basis_conj
@@ -306,8 +336,14 @@ def repeat_rows(x: Tensor, repeats: int) -> Tensor:
     return x.expand(repeats, *x.shape[1:]) if len(x) == 1 else x.repeat_interleave(repeats, dim=0)
 
 
-def _hidden_energy(gain: Tensor, slack: Slack, numbers: int) -> Tensor:
-    """The r^H D^-1 r at which ``slack`` hides the error of x, (b,), for rows of ``numbers`` numbers; ``gain``: D^-1.
+def _weight(lam: Tensor, like: Tensor) -> Tensor:
+    """lam, ready to broadcast to ``like``."""
+    return lam if lam.ndim > 1 else per_row(lam, like)
+
+
+def _hiding_energy(gain: Tensor, slack: Slack, numbers: int) -> Tensor:
+    """The r^H D^-1 r of an error of x as large as what ``slack`` hides it in, (b,), for rows of ``numbers`` numbers;
+    ``gain``: D^-1.
 
     With M = A^H A + lam, an error e of residual r = M e has the energy e^H M e = r^H M^-1 r, about r^H D^-1 r. Let it
     be E, spread evenly over the eigenvectors of M, as that of a draw from N(0, noise_std^2 M^-1) is. Over the noise V
@@ -315,11 +351,11 @@ def _hidden_energy(gain: Tensor, slack: Slack, numbers: int) -> Tensor:
 
         e^H V^-1 e = mean_h[ E / (noise_std^2 + added^2 h) ] <= E / (noise_std^2 + added^2 / mean_h(1 / h))
 
-    and the diagonal D of M in k-space stands for the eigenvalues. What is spread evenly over all real numbers and a
-    share _HIDDEN of the noise in each has e^H V^-1 e = _HIDDEN^2 numbers.
+    and the diagonal D of M stands for the eigenvalues. What is spread evenly over all real numbers and as large as the
+    noise in each has e^H V^-1 e = numbers.
     """
     harmonic = 1 / gain.mean(dim=(1, 2, 3))
-    return _HIDDEN**2 * numbers * (slack.noise_std.square() + slack.added.square() * harmonic)
+    return numbers * (slack.noise_std.square() + slack.added.square() * harmonic)
 
 
 def _exact_pays(operator: LinearOperator, slices: int, samples: int, steps: int) -> bool:

@@ -126,7 +126,7 @@ class _JointSplitGibbs(SplitGibbs):
     def __init__(
         self, measurement: Measurement, settings: JointSettings, *, noise_floor: float, temper: float = 0.0
     ) -> None:
-        super().__init__(settings.steps, data_step="conjugate_gradient")
+        super().__init__(settings.steps, data_step="conjugate_gradient", error="white")
         if measurement.coil_maps is None:
             raise AmbientMRIError("joint estimation starts from coil maps; the measurement has none.")
         self.measurement, self.settings = measurement, settings

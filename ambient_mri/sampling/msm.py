@@ -51,7 +51,7 @@ class MSM(DDS):
     )
 
     def __init__(self, steps: int = 50, *, masks: int = 4, eta: float = 0.85, **options: Any) -> None:
-        super().__init__(steps, eta=eta, **options)
+        super().__init__(steps, eta=eta, error="white", **options)
         require(masks >= 1, f"masks must be at least 1; got {masks}.")
         self.masks = masks
 

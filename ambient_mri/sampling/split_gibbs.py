@@ -5,11 +5,12 @@ With white e1 (in the space of y), e2 and e3 (image), lam_t = noise_std^2 / r_t^
     ( A^H A + lam_t I ) x' = A^H ( y + noise_std e1 ) + lam_t ( D(x_t) + r_t e2 ) ,  x_next = x' + sigma_next e3
 
 x' is an exact draw of x0 given y and the belief x0 ~ N(D(x_t), r_t^2): "perturb and solve" gives it for the price of
-one linear solve. Nothing is propagated back through the network.
+one linear solve. Nothing is propagated back through the network. With error = "local", r_t is one for each pixel,
+learned from e3 as the ladder goes down (:mod:`ambient_mri.sampling.local_error`).
 
 Reference: Wu et al. 2024, arXiv:2405.18782 (PnP-DM); Zhang et al. 2024, arXiv:2407.01521 (DAPS), both for linear A.
 Differs: 1. the prior step is one denoiser call with its posterior variance r_t^2, not a reverse diffusion. 2. r_t comes
-from the prior's error curve where it has one.
+from the prior's error curve where it has one. 3. the local error.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ambient_mri._checks import check_option
-from ambient_mri.sampling.base import Level, Problem, Sampler
-from ambient_mri.tensors import per_row
+from ambient_mri.sampling.base import Level, Problem
+from ambient_mri.sampling.local_error import WithLocalError
 
 __all__ = ["SplitGibbs"]
 
 
-class SplitGibbs(Sampler):
+class SplitGibbs(WithLocalError):
     """Split Gibbs (module docstring).
 
     Args:
         steps: Number of noise levels.
         final: ``"sample"``: the last step is perturbed like every other, and the result is a sample. ``"mean"``: it is
             not, and the result is the mean of x0 given y and the last state, with less noise and too small a variance.
-        options: Of :class:`Sampler`.
+        options: Of :class:`WithLocalError`.
     """
 
     name: ClassVar[str] = "split_gibbs"
@@ -44,8 +45,9 @@ class SplitGibbs(Sampler):
 
     def step(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
         data, guess = problem.backprojection, problem.denoise(x_t, level.sigma)
+        r_t, lam = self.belief(problem, level, guess)
         if level.last and self.final == "mean":
-            return problem.data_step(data, guess, level.lam, level.rtol)
-        guess = guess + per_row(level.r_t, guess) * problem.image_noise()
-        x = problem.perturbed_step(data, guess, problem.noise_std, level.lam, level.rtol, level.slack)
-        return x if level.last else x + per_row(level.sigma_next, x) * problem.image_noise()
+            return problem.data_step(data, guess, lam, level.rtol)
+        guess = guess + r_t * problem.image_noise()
+        x = problem.perturbed_step(data, guess, problem.noise_std, lam, level.rtol, level.slack)
+        return x if level.last else self.add_noise(problem, level, x)

@@ -425,11 +425,12 @@ def test_every_sampler_is_selected_by_its_name() -> None:
 @pytest.mark.parametrize("noise_std", [0.01, 0.05])
 @pytest.mark.parametrize("lines", [(0, 7, 8, 14), (7, 8)], ids=["R = 4", "R = 8"])
 @pytest.mark.parametrize(("steps", "low", "high"), [(50, 0.9, 1.1), (200, 0.95, 1.05)])
+@pytest.mark.parametrize("error", ["local", "white"])
 def test_split_gibbs_has_the_mean_spectrum_and_coverage_of_the_posterior(
-    lines: tuple[int, ...], noise_std: float, steps: int, low: float, high: float
+    lines: tuple[int, ...], noise_std: float, steps: int, low: float, high: float, error: str
 ) -> None:
     s = PosteriorScene.make(16, noise_std, lines=lines)
-    found = s.scores(s.run(make_sampler("split_gibbs", steps=steps), 48)[0])
+    found = s.scores(s.run(make_sampler("split_gibbs", steps=steps, error=error), 48)[0])
     assert found["nrmse"] < 1.03 and low < found["variance"] < high
     # The widest axes, those that nothing measured, are the last to fill.
     along = [found[f"spectrum_{i}"] for i in range(1, 5)]
