@@ -12,6 +12,7 @@ from ambient_mri.prior import Prior, build_model, load_prior
 from ambient_mri.report.cost import cost_curves, cost_figure
 from ambient_mri.report.records import Row, read_records
 from ambient_mri.sampling import SAMPLERS
+from benchmarks.quality.cases import simulated_cases
 from tests.test_benchmarks import load
 
 
@@ -96,7 +97,8 @@ def test_local_error_without_data_measures_a_phantom_and_resumes(
 ) -> None:
     monkeypatch.delenv("AMBIENT_MRI_DATA", raising=False)
     benchmark = load("quality/local_error")
-    arguments = ["--prior", str(prior), "--samples", "2", "--num-steps", "2", "--slices", "1", "--out", str(tmp_path)]
+    arguments = ["--prior", str(prior), "--samples", "2", "--num-steps", "2", "--out", str(tmp_path)]
+    monkeypatch.setattr(benchmark, "simulated_cases", lambda rates: list(simulated_cases(rates))[:1])
     benchmark.main(arguments)
     table = capsys.readouterr().out
     assert "| tiny/dds/mean2 | 2 | white |" in table and "random, R = 4" in table

@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--prior", default="brain128", help="a clean prior (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--num-steps", nargs="+", type=int, help="the same numbers for every sampler")
-    parser.add_argument("--slices", type=int, help="only so many cases")
+    parser.add_argument("--every", type=int, default=5, help="take one slice of so many (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     prior, root = load_prior(options.prior), os.environ.get("AMBIENT_MRI_DATA")
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     command = recorded_command("benchmarks/quality/local_error.py", sys.argv[1:] if arguments is None else arguments)
     named = {"priors": {prior.name: provenance(prior)}}
     book = Ledger(options.out / "local_error.json", command, settings, named)
-    for case in cases[: options.slices]:
+    for case in (case for case in cases if case.mask_index % options.every == 0):
         for sampler, numbers in RUNS:
             for steps in options.num_steps or numbers:
                 for error in ERRORS:
