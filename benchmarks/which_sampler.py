@@ -27,19 +27,22 @@ HEAD = """# Which sampler when
 
 Written by `python benchmarks/which_sampler.py`; not edited by hand.
 
-Start with `split_gibbs`: exact data step, no gradient through the network, calibrated samples, clean and
-ambient priors.
+Start with `split_gibbs`: no gradient through the network, calibrated samples, clean and ambient priors.
 
-| sampler | steps | evaluations | gradients | error of the mean | variance | good for |
-| --- | ---: | ---: | ---: | ---: | ---: | --- |
+| sampler | steps | evaluations | gradients | error of mean | variance | error, object | variance, object | good for |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
 """
+# Cases of an object in an empty field.
+OBJECT = "object, "
 NOTES = f"""
 - Complex Gaussian images whose posterior has a closed form, 4 coils, R = 4 and 8, noise_std 0.01 and 0.05, with the
   best denoiser there is: what is left is the sampler's own error. `benchmarks/results/oracle.json` holds every case.
 - Error of the mean: NRMSE over that of the exact posterior mean, mean over the cases; 1.00 is as good as can be.
 - Variance: of the samples over that of the exact posterior; 1 is calibrated, below it the samples are too alike.
+- Object: the same for an object in an empty field, R = 4: as in scans, background and object are not equally uncertain.
+  *White* (`error="white"`) takes them for it; by default `split_gibbs` and `dds` learn the error of every pixel.
 - Good for: *samples* where the error is at most {GOOD_MEAN} and the variance between {CALIBRATED[0]} and
-  {CALIBRATED[1]} in the mean over the cases; *means* where the error alone is; *comparison* otherwise.
+  {CALIBRATED[1]} in the mean over the cases without object; *means* where the error alone is; *comparison* otherwise.
 - A gradient is a vector-Jacobian product through the network, about two evaluations and the memory of a training step.
 - Trained networks add their own error: `benchmarks/results/samplers.json`, where it has been measured.
 
@@ -63,19 +66,22 @@ def verdict(error: float, variance: float) -> str:
 
 
 def measured(record: ResultFile, name: str) -> list[str]:
-    """Table lines of one sampler, one for each number of steps that was measured."""
+    """Table lines of one sampler, one for each number of steps and kind of error that was measured."""
     rows = [row for row in record.select(domain="image") if row["method"].split("/")[1] == name]
+    exact = {
+        row["case"]: row["value"]
+        for row in record.select(domain="image", method="gaussian/exact/point", metric="nrmse")
+    }
     lines = []
-    for steps in dict.fromkeys(row["steps"] for row in rows):
-        chosen = [row for row in rows if row["steps"] == steps]
-        exact = {
-            row["case"]: row["value"]
-            for row in record.select(domain="image", method="gaussian/exact/point", metric="nrmse")
-        }
-        error = fmean(row["value"] / exact[row["case"]] for row in chosen if row["metric"] == "nrmse")
-        variance = fmean(row["value"] for row in chosen if row["metric"] == "variance_ratio")
-        cost = f"{chosen[0]['nfe']} | {chosen[0]['gradients']}"
-        lines.append(f"| `{name}` | {steps} | {cost} | {error:.3f} | {variance:.2f} | {verdict(error, variance)} |")
+    for steps, kind in dict.fromkeys((row["steps"], row["error"]) for row in rows):
+        found = [row for row in rows if (row["steps"], row["error"]) == (steps, kind)]
+        cells, numbers = [f"`{name}`{', white' if kind == 'white' else ''}", str(steps)], list[float]()
+        cells += [str(found[0]["nfe"]), str(found[0]["gradients"])]
+        for chosen in ([r for r in found if r["case"].startswith(OBJECT) is empty] for empty in (False, True)):
+            error = fmean(row["value"] / exact[row["case"]] for row in chosen if row["metric"] == "nrmse")
+            variance = fmean(row["value"] for row in chosen if row["metric"] == "variance_ratio")
+            cells, numbers = [*cells, f"{error:.3f}", f"{variance:.2f}"], [*numbers, error, variance]
+        lines.append(f"| {' | '.join(cells)} | {verdict(*numbers[:2])} |")
     return lines
 
 

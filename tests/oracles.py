@@ -76,6 +76,15 @@ class GaussianWorld:
         covariance = covariance * (sd**2 / covariance.diagonal().real.mean())
         return GaussianWorld(covariance, (sd * bump * torch.exp(0.3j * rows[:, None] / height)).to(torch.complex128))
 
+    @staticmethod
+    def object_in_an_empty_field(size: int) -> GaussianWorld:
+        """A disc of half the field's width; outside, image and standard deviation are a hundredth."""
+        world = GaussianWorld.with_decaying_spectrum(size, size)
+        place = torch.arange(size, dtype=torch.float64) - size / 2 + 0.5
+        inside = (place[:, None].square() + place.square()).sqrt() < size / 4
+        window = torch.where(inside, 1.0, 0.01).flatten().to(world.covariance.dtype)
+        return GaussianWorld(window[:, None] * world.covariance * window, world.mean * window.reshape(size, size))
+
     @property
     def shape(self) -> tuple[int, int]:
         """H and W."""

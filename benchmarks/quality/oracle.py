@@ -2,11 +2,11 @@
 
     python benchmarks/quality/oracle.py --size 24 --samples 16
 
-Complex Gaussian images, 4 coils, 1-D masks of R = 4 and 8 with two central lines, noise_std 0.01 and 0.05. For each
-sampler, at its own default settings: NRMSE of the mean, free of the error that a finite number of samples adds; the
-variance of the samples over the exact one, of the image, of A x and along the exact posterior's principal axes; and the
-coverage of the samples' 90 % interval. No setting differs between cases. Samplers for ambient networks are not in the
-table: their network has no closed form that is as cheap.
+Complex Gaussian images, 4 coils, 1-D masks of R = 4 and 8 with two central lines, noise_std 0.01 and 0.05; and an
+object in an empty field, R = 4. For each sampler, at its own default settings: NRMSE of the mean, free of the error
+that a finite number of samples adds; the variance of the samples over the exact one, of the image, of A x and along the
+exact posterior's principal axes; and the coverage of the samples' 90 % interval. No setting differs between cases.
+Samplers for ambient networks are not in the table: their network has no closed form that is as cheap.
 """
 
 from __future__ import annotations
@@ -26,15 +26,26 @@ from ambient_mri.report.records import ResultFile, append_records, read_records 
 from ambient_mri.report.tables import markdown_table  # noqa: E402
 from ambient_mri.sampling import SAMPLERS, make_sampler  # noqa: E402
 from benchmarks.quality.ledger import recorded_command  # noqa: E402
-from tests.oracles import PosteriorScene  # noqa: E402
+from tests.oracles import GaussianWorld, PosteriorScene  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
-CASES = ((4, 0.01), (8, 0.01), (4, 0.05), (8, 0.05))
-# Settings beside the defaults: the cost of a number of levels, and the limit of many.
-SETTINGS: tuple[tuple[str, dict[str, int]], ...] = (
+# Whether the field is empty around an object, R, noise_std.
+CASES = (
+    (False, 4, 0.01),
+    (False, 8, 0.01),
+    (False, 4, 0.05),
+    (False, 8, 0.05),
+    (True, 4, 0.01),
+    (True, 4, 0.05),
+)
+# Settings beside the defaults: the cost of a number of levels, the limit of many, one error for all pixels.
+SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("split_gibbs", {"steps": 50}),
+    ("split_gibbs", {"steps": 50, "error": "white"}),
     ("split_gibbs", {"steps": 200}),
+    ("split_gibbs", {"steps": 200, "error": "white"}),
     ("dds", {"steps": 50}),
+    ("dds", {"steps": 50, "error": "white"}),
     ("mmps", {"steps": 50}),
     ("mmps", {"steps": 100}),
     ("pigdm", {"steps": 100}),
@@ -62,17 +73,18 @@ def lines(size: int, acceleration: int) -> tuple[int, ...]:
 
 
 def rows_of(
-    scene: PosteriorScene, factors: dict[str, object], name: str, settings: dict[str, int], samples: int
+    scene: PosteriorScene, factors: dict[str, object], name: str, settings: dict[str, Any], samples: int
 ) -> list[dict[str, object]]:
     """Result rows of one sampler on one case."""
-    start = time.perf_counter()
-    drawn, result = scene.run(make_sampler(name, **settings), samples)
+    start, sampler = time.perf_counter(), make_sampler(name, **settings)
+    drawn, result = scene.run(sampler, samples)
     seconds = time.perf_counter() - start
     scores = scene.scores(drawn)
     shared = {
         **factors,
         "method": f"gaussian/{name}/mean{samples}",
         "steps": settings["steps"],
+        "error": getattr(sampler, "error", None),
         "nfe": result.status["evaluations"],
         "gradients": result.status["gradients"],
         "n": len(scene.truth),
@@ -95,7 +107,15 @@ def rows_of(
 
 def exact_rows(scene: PosteriorScene, factors: dict[str, object]) -> list[dict[str, object]]:
     """The exact posterior's own error; its variance ratio is one."""
-    shared = {"method": "gaussian/exact/point", "steps": 0, "nfe": 0, "gradients": 0, "seconds": 0.0, "ci95": None}
+    shared = {
+        "method": "gaussian/exact/point",
+        "steps": 0,
+        "error": None,
+        "nfe": 0,
+        "gradients": 0,
+        "seconds": 0.0,
+        "ci95": None,
+    }
     nothing = torch.zeros_like(scene.truth)[:, None].expand(-1, 2, -1, -1, -1)
     value = scene.scores(nothing)["nrmse_exact"]
     base = {**factors, **shared, "domain": "image", "n": len(scene.truth)}
@@ -116,18 +136,20 @@ def main(arguments: list[str] | None = None) -> None:
     path = options.out / "oracle.json"
     present = list(read_records(path).rows) if path.is_file() else []
     chosen = [pair for pair in SETTINGS if options.samplers is None or pair[0] in options.samplers]
-    for acceleration, noise_std in CASES:
-        name = f"R = {acceleration}, noise_std {noise_std}"
+    for empty, acceleration, noise_std in CASES:
+        name = f"{'object, ' if empty else ''}R = {acceleration}, noise_std {noise_std}"
         factors: dict[str, object] = {"case": name, "acceleration": acceleration, "noise_std": noise_std}
         mask = lines(options.size, acceleration)
-        scene = PosteriorScene.make(options.size, noise_std, lines=mask, truths=options.truths)
+        world = GaussianWorld.object_in_an_empty_field(options.size) if empty else None
+        scene = PosteriorScene.make(options.size, noise_std, lines=mask, truths=options.truths, world=world)
         new = exact_rows(scene, factors)
-        for name, steps in chosen:
-            wanted = {**factors, **steps, "method": f"gaussian/{name}/mean{options.samples}"}
+        for name, more in chosen:
+            error = getattr(make_sampler(name, **more), "error", None)
+            wanted = {**factors, **more, "error": error, "method": f"gaussian/{name}/mean{options.samples}"}
             if any(all(row.get(k) == v for k, v in wanted.items()) for row in present):
                 continue
-            new += rows_of(scene, factors, name, steps, options.samples)
-            sys.stderr.write(f"R={acceleration} noise_std={noise_std} {name} {steps}: {new[-1]['seconds']:.1f} s\n")
+            new += rows_of(scene, factors, name, more, options.samples)
+            sys.stderr.write(f"{factors['case']} {name} {more}: {new[-1]['seconds']:.1f} s\n")
         append_records(path, "oracle", command, settings, definitions=DEFINITIONS, rows=new)
     result = read_records(path)
     text = tables(result)
@@ -142,11 +164,13 @@ def tables(result: ResultFile) -> str:
     options: dict[str, Any] = {"columns": "case", "definitions": result.definitions}
     whole = [{k: v for k, v in row.items() if k != "domain"} for row in rows if row["domain"] == "image"]
     text = markdown_table(
-        whole, index=("method", "steps", "nfe"), metric=("nrmse", "variance_ratio", "coverage90"), **options
+        whole, index=("method", "steps", "error", "nfe"), metric=("nrmse", "variance_ratio", "coverage90"), **options
     )
     along = [row for row in rows if row["domain"].startswith("quarter")]
     if along:
-        text += "\n" + markdown_table(along, index=("method", "steps", "domain"), metric="variance_ratio", **options)
+        text += "\n" + markdown_table(
+            along, index=("method", "steps", "error", "domain"), metric="variance_ratio", **options
+        )
     return text
 
 

@@ -21,15 +21,6 @@ from tests.oracles import GaussianWorld, PosteriorScene, WhiteDenoiser, dense_ma
 SIZE = 16
 
 
-def island(size: int = SIZE) -> GaussianWorld:
-    """An object in an empty field: its standard deviation is 100 times that of the background."""
-    world = GaussianWorld.with_decaying_spectrum(size, size)
-    place = torch.arange(size, dtype=torch.float64) - size / 2 + 0.5
-    inside = (place[:, None].square() + place.square()).sqrt() < size / 4
-    window = torch.where(inside, 1.0, 0.01).flatten().to(world.covariance.dtype)
-    return GaussianWorld(window[:, None] * world.covariance * window[None], world.mean * window.reshape(size, size))
-
-
 def level(sigma: Tensor, r_t: Tensor) -> Level:
     lam = (0.01 / r_t).square()
     return Level(1, sigma, 0.7 * sigma, r_t, lam, torch.full_like(sigma, 1e-10), False)
@@ -38,7 +29,7 @@ def level(sigma: Tensor, r_t: Tensor) -> Level:
 @pytest.mark.parametrize("fresh", [1.0, 0.85])
 def test_what_is_learned_is_the_diagonal_of_the_posterior_covariance(fresh: float) -> None:
     """The average over many rows, each with one probe, against C - C (C + sigma^2)^-1 C, blurred likewise."""
-    world, rows, sigma = island(), 4000, 0.2
+    world, rows, sigma = GaussianWorld.object_in_an_empty_field(SIZE), 4000, 0.2
     denoiser, generator = world.denoiser(), keyed_generator("stein")
     truth = world.draw(rows, generator)
     noise, rest = (complex_randn(truth.shape, generator=generator, dtype=truth.dtype) for _ in range(2))
@@ -78,7 +69,7 @@ def test_colours_share_one_error_and_real_images_have_one_part(channels: int) ->
 
 def test_a_step_with_an_error_for_each_pixel_is_its_equation() -> None:
     """(A^H A + lam / rho) x' = A^H (y + noise_std e1) + (lam / rho) (D + r_t sqrt(rho) e2)"""
-    world, rows = island(), 2
+    world, rows = GaussianWorld.object_in_an_empty_field(SIZE), 2
     operator, generator = small_sense(), keyed_generator("scene")
     y = operator.forward(world.draw(rows, generator))
     sigma = torch.tensor([0.1, 0.3], dtype=torch.float64)
@@ -113,7 +104,9 @@ def test_a_step_with_an_error_for_each_pixel_is_its_equation() -> None:
 @pytest.mark.parametrize("name", ["split_gibbs", "dds"])
 def test_an_object_in_an_empty_field(name: str) -> None:
     """Where every pixel is as uncertain as the average, the background takes what belongs to the object."""
-    scene = PosteriorScene.make(24, 0.02, lines=(2, 6, 10, 11, 12, 13, 18, 21), world=island(24))
+    scene = PosteriorScene.make(
+        24, 0.02, lines=(2, 6, 10, 11, 12, 13, 18, 21), world=GaussianWorld.object_in_an_empty_field(24)
+    )
     scores = {e: scene.scores(scene.run(make_sampler(name, steps=40, error=e), 24)[0]) for e in ("local", "white")}
     assert scores["local"]["nrmse"] < 1.1 and scores["white"]["nrmse"] > 1.2
     assert abs(scores["local"]["variance"] - 1) < 0.5 * abs(scores["white"]["variance"] - 1)
