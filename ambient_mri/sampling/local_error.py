@@ -11,8 +11,9 @@ by averages over neighbouring pixels (G) and over the steps:
 
     rho <- (1 - a) rho + a G [ sigma Re( e^* ( D(x_t) - c ) ) / r_t^2 ] ,     rho = 1 at the start
 
-and the data step is given lam_t / rho and noise of r_t sqrt(rho) in place of lam_t and r_t. Where only a part eta of
-the state's noise is fresh, the identity's left-hand side is divided by eta.
+and the data step is given lam_t / rho and noise of r_t sqrt(rho) in place of lam_t and r_t. Only where the error is
+comes from rho; how large it is on average stays the prior's measured curve: rho is at least 0.1, and scaled to a mean
+of one. Where only a part eta of the state's noise is fresh, the identity's left-hand side is divided by eta.
 
 Source: Stein 1981, Annals of Statistics 9:1135; probes of a denoiser's Jacobian: Ramani et al. 2008, IEEE TIP 17:1540;
 Cov[x0 | x_t]: Rozet et al. 2024, arXiv:2405.13712, equation 18. That the sampler's own noise is the probe is ours.
@@ -52,7 +53,7 @@ class LocalError:
         self._fresh = 1.0
 
     def share(self, denoised: Tensor, level: Level) -> Tensor:
-        """rho, (b, 1, H, W) and at least 0.1, given D(x_t) of this level, (b, C, H, W)."""
+        """rho, (b, 1, H, W) and of mean one, given D(x_t) of this level, (b, C, H, W)."""
         if self._noise.numel():
             probe = _real_product(self._noise, denoised - self._before).mean(dim=1, keepdim=True)
             found = _smooth(probe) * per_row(level.sigma / (self._fresh * level.r_t.square()), probe)
@@ -60,7 +61,8 @@ class LocalError:
         else:
             self._rho = torch.ones_like(denoised.real[:, :1] if denoised.is_complex() else denoised[:, :1])
         self._before = denoised
-        return self._rho.clamp_min(_SMALLEST)
+        positive = self._rho.clamp_min(_SMALLEST)
+        return positive / positive.mean(dim=(1, 2, 3), keepdim=True)
 
     def remember(self, noise: Tensor, fresh: float) -> None:
         """``fresh`` sigma_next ``noise`` was added to the state: white noise of unit variance per real part."""
