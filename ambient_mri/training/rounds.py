@@ -178,6 +178,8 @@ def _e_step(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior | None, i
             step = restoration(prior, sampler, seed, parts, folder=images, batch_size=batch_size)
         card = {"method": sampler.name, "steps": sampler.steps, "sigma_max": sampler.sigma_max, "seed": seed}
         card["weights"] = _digest(prior)
+        if hasattr(sampler, "error"):
+            card["error"] = sampler.error
     if is_first():
         claim(images, card)
         own = draw_of(scans.manifest)

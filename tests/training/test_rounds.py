@@ -67,6 +67,7 @@ def test_two_rounds_leave_everything_behind(straight: Path) -> None:
 def test_the_second_round_reconstructs_under_the_first_rounds_prior(straight: Path) -> None:
     made_by = [json.loads((straight / f"round_{k}/reconstructions/made_by.json").read_text()) for k in (1, 2)]
     assert made_by[0]["method"] == "one_step" and made_by[1]["method"] == "split_gibbs"
+    assert "error" not in made_by[0] and made_by[1]["error"] == "local"
     first, second = images(straight / "round_1"), images(straight / "round_2")
     assert all(not np.allclose(first[k], second[k], rtol=1e-2) for k in first)
 
