@@ -309,9 +309,7 @@ class Sampler(ABC):
     def _levels(self, problem: Problem) -> list[Level]:
         """The ladder of every row, with what follows from it."""
         denoiser, noise_std = problem.denoiser, problem.noise_std
-        values = noise_std.tolist()
-        ladders = {value: self.ladder(denoiser, value) for value in set(values)}
-        sigmas = torch.stack([ladders[value] for value in values], dim=1).to(noise_std)  # (steps, b)
+        sigmas = self._sigmas(problem)
         following = torch.cat([sigmas[1:], torch.zeros_like(sigmas[:1])])
         r_t = torch.stack([denoiser.posterior_std(sigma) for sigma in sigmas])
         lam = (noise_std / r_t).square().clamp_min(LAM_FLOOR)
@@ -322,6 +320,12 @@ class Sampler(ABC):
         return [
             Level(i, sigmas[i], following[i], r_t[i], lam[i], rtol[i], i == last, slack[i]) for i in range(len(sigmas))
         ]
+
+    def _sigmas(self, problem: Problem) -> Tensor:
+        """The ladders of all rows, (steps, b)."""
+        values = problem.noise_std.tolist()
+        ladders = {value: self.ladder(problem.denoiser, value) for value in set(values)}
+        return torch.stack([ladders[value] for value in values], dim=1).to(problem.noise_std)
 
     def _pose(
         self,

@@ -8,7 +8,14 @@ x' is an exact draw of x0 given y and the belief x0 ~ N(D(x_t), r_t^2): "perturb
 one linear solve. Nothing is propagated back through the network. With error = "local", r_t is one for each pixel,
 learned from e3 as the ladder goes down (:mod:`ambient_mri.sampling.local_error`).
 
+Where A is the identity, y is itself a state of the diffusion at sigma = noise_std, and p(x0 | y) is what the reverse
+diffusion makes of it. The chain starts at y, and with q = (sigma_next / sigma)^2 the next state is a draw given the
+belief x0 ~ N(D(x_t), r_t^2):
+
+    x_next = D(x_t) + q ( x_t - D(x_t) ) + sqrt( sigma_next^2 (1 - q) + (1 - q)^2 r_t^2 ) e
+
 Reference: Wu et al. 2024, arXiv:2405.18782 (PnP-DM); Zhang et al. 2024, arXiv:2407.01521 (DAPS), both for linear A.
+For A = 1: Bao et al. 2022, arXiv:2201.06503 (Analytic-DPM), the reverse variance with the denoiser's own.
 Differs: 1. the prior step is one denoiser call with its posterior variance r_t^2, not a reverse diffusion. 2. r_t comes
 from the prior's error curve where it has one. 3. the local error.
 """
@@ -17,11 +24,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ambient_mri._checks import check_option
+from ambient_mri.denoiser import AmbientDenoiser
+from ambient_mri.noise import karras_ladder
+from ambient_mri.operators.base import Identity
 from ambient_mri.sampling.base import Level, Problem
 from ambient_mri.sampling.local_error import WithLocalError
+from ambient_mri.tensors import per_row
 
 __all__ = ["SplitGibbs"]
 
@@ -34,6 +46,8 @@ class SplitGibbs(WithLocalError):
         final: ``"sample"``: the last step is perturbed like every other, and the result is a sample. ``"mean"``: it is
             not, and the result is the mean of x0 given y and the last state, with less noise and too small a variance.
         options: Of :class:`WithLocalError`.
+
+    A start image is not read where A is the identity.
     """
 
     name: ClassVar[str] = "split_gibbs"
@@ -45,9 +59,40 @@ class SplitGibbs(WithLocalError):
 
     def step(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
         data, guess = problem.backprojection, problem.denoise(x_t, level.sigma)
+        if _is_denoising(problem):
+            return self._reverse_step(problem, level, x_t, guess)
         r_t, lam = self.belief(problem, level, guess)
         if level.last and self.final == "mean":
             return problem.data_step(data, guess, lam, level.rtol)
         guess = guess + r_t * problem.image_noise()
         x = problem.perturbed_step(data, guess, problem.noise_std, lam, level.rtol, level.slack)
         return x if level.last else self.add_noise(problem, level, x)
+
+    def _reverse_step(self, problem: Problem, level: Level, x_t: Tensor, denoised: Tensor) -> Tensor:
+        """A draw of the next state without a data step, for A = 1."""
+        if level.last and self.final == "mean":
+            return denoised
+        q = (level.sigma_next / level.sigma).square()
+        spread = (level.sigma_next.square() * (1 - q) + (1 - q).square() * level.r_t.square()).sqrt()
+        return denoised + per_row(q, x_t) * (x_t - denoised) + per_row(spread, x_t) * problem.image_noise()
+
+    def _sigmas(self, problem: Problem) -> Tensor:
+        if not _is_denoising(problem):
+            return super()._sigmas(problem)
+        denoiser, ladders = problem.denoiser, []
+        for noise_std in problem.noise_std.tolist():
+            low = denoiser.sd / 100 if self.sigma_min is None else self.sigma_min
+            low = min(max(low, denoiser.sigma_min), 0.5 * noise_std)
+            ladders.append(karras_ladder(self.steps, noise_std, low, self.rho))
+        return torch.stack(ladders, dim=1).to(problem.noise_std)
+
+    def _start(self, problem: Problem, sigma: Tensor, x_init: Tensor | None) -> Tensor:
+        return problem.y.clone() if _is_denoising(problem) else super()._start(problem, sigma, x_init)
+
+
+def _is_denoising(problem: Problem) -> bool:
+    """Whether y is a state that the denoiser knows: A = 1, and a noise that it was made for."""
+    if not isinstance(problem.operator, Identity) or isinstance(problem.denoiser, AmbientDenoiser):
+        return False
+    low, high = 2 * problem.denoiser.sigma_min, problem.denoiser.sigma_max
+    return bool(((problem.noise_std > low) & (problem.noise_std <= high)).all())

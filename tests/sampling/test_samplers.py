@@ -354,3 +354,43 @@ def test_samplers_are_made_by_name() -> None:
         SplitGibbs(final="median")
     with pytest.raises(AmbientMRIError, match="at least one step"):
         DDS(0)
+
+
+@pytest.mark.parametrize("noise_std", [0.1, 0.4])
+def test_denoising_is_the_reverse_diffusion_from_the_data(noise_std: float) -> None:
+    """A = 1: mean, variance and spectrum of the exact posterior; every row has the ladder of its own noise."""
+    world = GaussianWorld.with_decaying_spectrum(SIZE, SIZE)
+    generator, count = keyed_generator("denoising"), 60
+    truth = world.draw(2, generator)
+    y = truth + noise_std * complex_randn(truth.shape, generator=generator, dtype=truth.dtype)
+    exact = world.posterior(torch.eye(SIZE**2, dtype=torch.complex128), y, noise_std)
+    streams = [keyed_generator("denoising", i, k) for i in range(2) for k in range(count)]
+    levels: list[Level] = []
+    options = {"generators": streams, "callback": lambda level, x: levels.append(level)}
+    result = SplitGibbs(40).sample(world.denoiser(), Identity(), y, noise_std, **options)  # type: ignore[arg-type]
+    samples = result.x.reshape(2, count, SIZE**2)
+    assert torch.allclose(levels[0].sigma, torch.full((2 * count,), noise_std, dtype=torch.float64))
+    assert result.status["data_step_iterations"] == 0 and result.status["evaluations"] == 40
+    values, axes = torch.linalg.eigh(exact.covariance)
+    centred = samples - exact.mean.flatten(1)[:, None]
+    along = (centred @ axes.conj()).abs().square().mean(dim=(0, 1)) / 2
+    for part in (slice(-16, None), slice(-64, -16)):  # the widest axes hold nearly all of the variance
+        assert float(along[part].sum() / values[part].sum()) == pytest.approx(1, abs=0.1)
+    distance = centred.mean(dim=1).abs().square().sum() / (2 * 2 * values.sum())
+    assert distance < 1.5 / count  # what the mean of so many samples differs by
+
+
+def test_noise_that_the_denoiser_was_not_made_for_is_sampled_as_any_operator() -> None:
+    denoiser, y = WhiteDenoiser(0.5), torch.full((1, 1, 8, 8), 0.4)
+    denoiser.sigma_min, denoiser.sigma_max = 0.02, 2.0
+    levels: list[Level] = []
+    for noise_std in (0.01, 3.0, 0.1):
+        SplitGibbs(4).sample(
+            denoiser,
+            Identity(),
+            y,
+            noise_std,
+            generators=[keyed_generator(0)],
+            callback=lambda level, x: levels.append(level),
+        )
+    assert [float(levels[i].sigma) for i in (0, 4, 8)] == pytest.approx([2.0, 2.0, 0.1])
