@@ -308,8 +308,7 @@ class Sampler(ABC):
 
     def _levels(self, problem: Problem) -> list[Level]:
         """The ladder of every row, with what follows from it."""
-        denoiser, noise_std = problem.denoiser, problem.noise_std
-        sigmas = self._sigmas(problem)
+        denoiser, noise_std, sigmas = problem.denoiser, problem.noise_std, self._sigmas(problem)
         following = torch.cat([sigmas[1:], torch.zeros_like(sigmas[:1])])
         r_t = torch.stack([denoiser.posterior_std(sigma) for sigma in sigmas])
         lam = (noise_std / r_t).square().clamp_min(LAM_FLOOR)

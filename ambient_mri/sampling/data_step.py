@@ -156,10 +156,10 @@ class ConjugateGradientStep(DataStep):
         self, data: Tensor, guess: Tensor, lam: Tensor, rtol: Tensor, slack: Slack | None, residual: Tensor
     ) -> Tensor:
         """Conjugate gradients from ``guess``, whose residual in the data, A^H (y - A guess), is known."""
-        weight = _weight(lam, guess)
+        local = lam.ndim > 1
+        weight = lam if local else per_row(lam, guess)
         gain, precondition = self._preconditioner(lam, guess)
         numbers = guess[0].numel() * (2 if guess.is_complex() else 1)
-        local = lam.ndim > 1
         hidden = _HIDDEN * (_LOCAL_HIDDEN if local else 1)
         result = conjugate_gradient(
             lambda p: add_scaled(self._normal(p), weight, p),
@@ -334,11 +334,6 @@ def exact_bytes(operator: LinearOperator, slices: int) -> int | None:
 def repeat_rows(x: Tensor, repeats: int) -> Tensor:
     """Every row ``repeats`` times, side by side; a view where there is one row."""
     return x.expand(repeats, *x.shape[1:]) if len(x) == 1 else x.repeat_interleave(repeats, dim=0)
-
-
-def _weight(lam: Tensor, like: Tensor) -> Tensor:
-    """lam, ready to broadcast to ``like``."""
-    return lam if lam.ndim > 1 else per_row(lam, like)
 
 
 def _hiding_energy(gain: Tensor, slack: Slack, numbers: int) -> Tensor:

@@ -36,7 +36,7 @@ from ambient_mri.tensors import per_row
 __all__ = ["LocalError", "WithLocalError"]
 
 # Pixels of the Gaussian G, share of the ladder that the average over steps reaches back, and the smallest rho: chosen
-# on simulated scans of validation subjects, where half or twice of each changes the result by less than 0.1 dB.
+# on simulated scans of validation subjects.
 _WIDTH, _REACH, _SMALLEST = 2.0, 0.2, 0.1
 
 

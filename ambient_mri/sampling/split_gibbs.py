@@ -22,6 +22,7 @@ from the prior's error curve where it has one. 3. the local error.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -31,11 +32,15 @@ from ambient_mri._checks import check_option
 from ambient_mri.denoiser import AmbientDenoiser
 from ambient_mri.noise import karras_ladder
 from ambient_mri.operators.base import Identity
-from ambient_mri.sampling.base import Level, Problem
+from ambient_mri.sampling.base import Callback, Level, Problem, SamplerResult
+from ambient_mri.sampling.data_step import ConjugateGradientStep
 from ambient_mri.sampling.local_error import WithLocalError
 from ambient_mri.tensors import per_row
 
 __all__ = ["SplitGibbs"]
+
+# In a problem's memory: whether its chains are reverse diffusions.
+_REVERSE = "reverse diffusion"
 
 
 class SplitGibbs(WithLocalError):
@@ -59,7 +64,7 @@ class SplitGibbs(WithLocalError):
 
     def step(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
         data, guess = problem.backprojection, problem.denoise(x_t, level.sigma)
-        if _is_denoising(problem):
+        if problem.memory.get(_REVERSE):
             return self._reverse_step(problem, level, x_t, guess)
         r_t, lam = self.belief(problem, level, guess)
         if level.last and self.final == "mean":
@@ -76,8 +81,31 @@ class SplitGibbs(WithLocalError):
         spread = (level.sigma_next.square() * (1 - q) + (1 - q).square() * level.r_t.square()).sqrt()
         return denoised + per_row(q, x_t) * (x_t - denoised) + per_row(spread, x_t) * problem.image_noise()
 
+    def _walk(
+        self, problem: Problem, x_init: Tensor | None, callback: Callback | None, if_not_finite: str
+    ) -> SamplerResult:
+        """By the reverse diffusion the rows whose data are a state that the denoiser knows, as ever the others."""
+        reverse = _states(problem)
+        if reverse.all() or not reverse.any():
+            problem.memory[_REVERSE] = bool(reverse.all())
+            return super()._walk(problem, x_init, callback, if_not_finite)
+        x, status = torch.empty_like(problem.backprojection), dict[str, Any]()
+        for rows in (torch.nonzero(reverse)[:, 0], torch.nonzero(~reverse)[:, 0]):
+            part = replace(
+                problem,
+                data=problem.y[rows],
+                noise_std=problem.noise_std[rows],
+                generators=[problem.generators[row] for row in rows.tolist()],
+                backprojection=problem.backprojection[rows],
+                data_step=ConjugateGradientStep(problem.operator, slices=1, max_iterations=self.cg_iterations),
+                memory={},
+            )
+            found = self._walk(part, None if x_init is None else x_init[rows], callback, if_not_finite)
+            x[rows], status = found.x, found.status
+        return SamplerResult(x, status)
+
     def _sigmas(self, problem: Problem) -> Tensor:
-        if not _is_denoising(problem):
+        if not problem.memory.get(_REVERSE):
             return super()._sigmas(problem)
         denoiser, ladders = problem.denoiser, []
         for noise_std in problem.noise_std.tolist():
@@ -87,12 +115,12 @@ class SplitGibbs(WithLocalError):
         return torch.stack(ladders, dim=1).to(problem.noise_std)
 
     def _start(self, problem: Problem, sigma: Tensor, x_init: Tensor | None) -> Tensor:
-        return problem.y.clone() if _is_denoising(problem) else super()._start(problem, sigma, x_init)
+        return problem.y.clone() if problem.memory.get(_REVERSE) else super()._start(problem, sigma, x_init)
 
 
-def _is_denoising(problem: Problem) -> bool:
-    """Whether y is a state that the denoiser knows: A = 1, and a noise that it was made for."""
+def _states(problem: Problem) -> Tensor:
+    """Rows, (b,) bool, whose y is a state that the denoiser knows: A = 1, and a noise that it was made for."""
     if not isinstance(problem.operator, Identity) or isinstance(problem.denoiser, AmbientDenoiser):
-        return False
+        return torch.zeros(len(problem.noise_std), dtype=torch.bool)
     low, high = 2 * problem.denoiser.sigma_min, problem.denoiser.sigma_max
-    return bool(((problem.noise_std > low) & (problem.noise_std <= high)).all())
+    return ((problem.noise_std > low) & (problem.noise_std <= high)).cpu()

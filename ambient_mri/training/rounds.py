@@ -36,6 +36,7 @@ from ambient_mri.prior import Prior, load_prior
 from ambient_mri.report.plots import sample_sheet
 from ambient_mri.sampling import make_sampler
 from ambient_mri.sampling.base import Sampler
+from ambient_mri.sampling.local_error import WithLocalError
 from ambient_mri.training.assess import Assessment, Settings, assess
 from ambient_mri.training.draws import draw_of, draws_of_card, record_draws
 from ambient_mri.training.em import METHODS, claim
@@ -178,7 +179,7 @@ def _e_step(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior | None, i
             step = restoration(prior, sampler, seed, parts, folder=images, batch_size=batch_size)
         card = {"method": sampler.name, "steps": sampler.steps, "sigma_max": sampler.sigma_max, "seed": seed}
         card["weights"] = _digest(prior)
-        if hasattr(sampler, "error"):
+        if isinstance(sampler, WithLocalError):
             card["error"] = sampler.error
     if is_first():
         claim(images, card)

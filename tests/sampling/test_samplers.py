@@ -394,3 +394,17 @@ def test_noise_that_the_denoiser_was_not_made_for_is_sampled_as_any_operator() -
             callback=lambda level, x: levels.append(level),
         )
     assert [float(levels[i].sigma) for i in (0, 4, 8)] == pytest.approx([2.0, 2.0, 0.1])
+
+
+def test_a_row_of_noisy_images_does_not_depend_on_the_noise_of_its_batch() -> None:
+    """One row by the reverse diffusion, one with noise below what the denoiser knows, one above."""
+    denoiser, levels = WhiteDenoiser(0.5), torch.tensor([0.1, 0.01, 3.0])
+    denoiser.sigma_min, denoiser.sigma_max = 0.02, 2.0
+    y = 0.4 + levels.reshape(3, 1, 1, 1) * torch.randn(3, 1, 8, 8, generator=keyed_generator("noisy rows"))
+
+    def run(rows: list[int]) -> Tensor:
+        streams = [keyed_generator("noisy", row, k) for row in rows for k in range(2)]
+        return SplitGibbs(5).sample(denoiser, Identity(), y[rows], levels[rows], generators=streams).x
+
+    together = run([0, 1, 2]).reshape(3, 2, 1, 8, 8)
+    assert torch.allclose(together, torch.stack([run([row]) for row in range(3)]), atol=1e-5)
