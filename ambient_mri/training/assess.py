@@ -3,8 +3,10 @@ r"""How good a prior is, without a reference image: what a round of expectation-
 On held-out scans (other subjects than those of training), with x^(1..K) posterior samples:
 
     data_residual    sqrt( ||y - A x^(k)||^2 / (m noise_std^2) ),  m real numbers measured: 1 for an honest sample
-    held_out_error   some outer lines of y are left out, the mean of the samples given the rest predicts them:
-                     sqrt( (||y_out - A_out x||^2 - N) / (||y_out||^2 - N) ),  N = 2 noise_std^2 a sampled number
+    held_out_error   some outer lines of y are left out, the posterior mean given the rest predicts them:
+                     sqrt( (E - N) / (||y_out||^2 - N) ),  N = 2 noise_std^2 a sampled number. E = ||y_out - A_out x||^2
+                     of the mean x of infinitely many samples, from K: the error of their mean less their variance / K.
+                     (One sample's error, or that of a few, would favour a prior that says too little of its doubt.)
     sample_std       rms over pixels of the samples' standard deviation, in units of sd; 0: the prior has collapsed
     power            mean |F x^(k)|^2 / 2 on rings of k-space, in the units of the scaled images
 
@@ -46,6 +48,7 @@ __all__ = [
     "power_entry",
     "radial_power",
     "references_entry",
+    "squared_error_of_mean",
 ]
 
 
@@ -168,6 +171,19 @@ def radial_power(images: Tensor, rings: int) -> Tensor:
     return total / torch.bincount(ring[inside], minlength=rings).clamp_min(1)
 
 
+def squared_error_of_mean(samples: Tensor, target: Tensor) -> float:
+    """||E[x] - target||^2 from K independent samples, without bias: that of their mean less their variance over K.
+
+    Args:
+        samples: (K, ...); with K = 1 the error of the one.
+        target: (...) or (1, ...).
+    """
+    error = (samples.mean(0) - target).abs().square().sum()
+    if len(samples) > 1:
+        error = error - samples.var(dim=0).sum() / len(samples)
+    return float(error)
+
+
 def _samples(prior: Prior, m: Measurement, sampler: Sampler, count: int, seed: int) -> Tensor:
     """(count, 1, H, W) samples of one slice."""
     many = lambda t: t.expand(count, *t.shape[1:])  # noqa: E731
@@ -188,13 +204,13 @@ def _predict(prior: Prior, m: Measurement, sampler: Sampler, settings: Settings,
     out = held_out_lines(m, settings.held_out, seed)
     given = replace(m, mask=m.mask & ~out, y=m.y * ~out)
     count = settings.samples if sampler.stochastic else 1
-    mean = _samples(prior, given, sampler, count, seed).mean(0, keepdim=True)
-    predicted = sense(m.coil_maps, out).forward(mean)  # type: ignore[arg-type]
-    target = m.y * out
+    samples = _samples(prior, given, sampler, count, seed)
+    operator, target = sense(m.coil_maps, out), m.y * out  # type: ignore[arg-type]
+    predicted = torch.cat([operator.forward(sample) for sample in samples[:, None]])
     # Coils that were added to fill a batch hold neither signal nor noise.
     numbers = int(((m.coil_maps.abs().amax(dim=(2, 3), keepdim=True) > 0) & out.expand_as(m.y[:, :1])).sum())  # type: ignore[union-attr]
     noise = 2 * float(m.noise_std) ** 2 * numbers
-    error, energy = ((t.abs().square().sum()).item() for t in (predicted - target, target))
+    error, energy = squared_error_of_mean(predicted, target), float(target.abs().square().sum())
     return {"held_out_squared": error - noise, "held_out_energy": energy - noise}
 
 

@@ -11,7 +11,8 @@ rounds (:mod:`ambient_mri.training.rounds`); the M-step alone is
 
 Files that are there (:mod:`ambient_mri.training.restored`) are never made again.
 
-Held-out error, without a clean image: B hides measured locations, which are predicted from the rest. Where B hides
+Held-out error, without a clean image: B hides measured locations, which the posterior mean, of several samples and
+without the bias of their number, predicts from the rest. Where B hides
 nothing (noise alone) y is split into y + a e and y - e / a, e as strong as the noise: their noises are independent,
 the first is restored, the second compared with (Pang et al. 2021, arXiv:2102.02234). Power spectrum and
 denoising-error curve are those of :mod:`ambient_mri.training.assess`; PSNR against the images is added where they are
@@ -48,6 +49,7 @@ from ambient_mri.training.assess import (
     power_entry,
     radial_power,
     references_entry,
+    squared_error_of_mean,
 )
 from ambient_mri.training.estimates import evenly_spaced
 from ambient_mri.training.natural import CorruptedImages
@@ -149,7 +151,7 @@ def assess_images(
     rows = [data[i] for i in evenly_spaced(len(data), settings.slices)]
     m = Measurement.collate(rows).to(device)
     samples = torch.stack([restore_rows(prior, m, corruption, sampler, seed + k) for k in range(count)])
-    error, energy = _held_out(model, m, corruption, sampler, seed)
+    error, energy = _held_out(model, m, corruption, sampler, seed, count)
     std = float(samples.var(dim=0).mean().sqrt()) / model.sd if count > 1 else None
     values = {
         "kind": prior.kind,
@@ -170,26 +172,34 @@ def assess_images(
 
 
 def _held_out(
-    model: Denoiser | ConditionalDenoiser, m: Measurement, corruption: ImageCorruption, sampler: Sampler, seed: int
+    model: Denoiser | ConditionalDenoiser,
+    m: Measurement,
+    corruption: ImageCorruption,
+    sampler: Sampler,
+    seed: int,
+    count: int,
 ) -> tuple[float, float]:
-    """Squared error of what was hidden and predicted, and its energy, the noise taken off both."""
+    """Squared error of what was hidden and predicted by the mean of samples, and its energy, the noise taken off both.
+
+    ``count`` samples are drawn; the error is that of the mean of infinitely many.
+    """
     generators = [keyed_generator(seed, "held out", key, device=m.y.device) for key in m.key]
     noise = per_row(m.noise_std, m.y)
     if isinstance(corruption, AdditiveNoise):
         extra = noise * randn_like_rows(m.y, generators)
         target = m.y - extra / _SPLIT
         seen = replace(m, y=m.y + _SPLIT * extra, noise_std=m.noise_std * (1 + _SPLIT**2) ** 0.5)
-        predicted = _solve(model, seen, corruption, None, sampler, seed)
+        predicted = torch.stack([_solve(model, seen, corruption, None, sampler, seed + k) for k in range(count)])
         floor = float((noise.square() * (1 + _SPLIT**-2)).expand_as(target).sum())
-        return float((predicted - target).square().sum()) - floor, float(target.square().sum()) - floor
+        return squared_error_of_mean(predicted, target) - floor, float(target.square().sum()) - floor
     further = corruption.further(m, generators)
     hidden = ((further.weights > 0) & ~further.kept).expand_as(m.y)
     kept = further.kept.expand(len(m), *further.kept.shape[1:])
-    restored = _solve(model, replace(m, y=m.y * kept, mask=kept), corruption, further.operator, sampler, seed)
-    predicted = corruption.forward_operator(m).forward(restored)
-    floor = float((noise.square() * hidden).sum())
-    squared = (predicted - m.y).square() * hidden
-    return float(squared.sum()) - floor, float((m.y.square() * hidden).sum()) - floor
+    given, operator = replace(m, y=m.y * kept, mask=kept), corruption.forward_operator(m)
+    restored = (_solve(model, given, corruption, further.operator, sampler, seed + k) for k in range(count))
+    predicted = torch.stack([operator.forward(x) * hidden for x in restored])
+    floor, target = float((noise.square() * hidden).sum()), m.y * hidden
+    return squared_error_of_mean(predicted, target) - floor, float(target.square().sum()) - floor
 
 
 def _with_references(m: Measurement, samples: Tensor, references: Mapping[str, Tensor]) -> dict[str, Any] | None:

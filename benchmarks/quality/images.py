@@ -35,6 +35,7 @@ from image_baselines import candidates
 from image_features import DIMENSION, Classifier, trained_classifier
 from image_noise import noise_levels, noise_rows
 from images_plan import BUDGETS, CASES, Budget, Case, source
+from images_report import DEFINITIONS, tables
 from ledger import recorded_command
 from training_runs import TrainedEvaluation, arguments_of, parser_of, say, train_once
 
@@ -44,8 +45,6 @@ from ambient_mri.denoiser import ConditionalDenoiser
 from ambient_mri.measurement import Measurement
 from ambient_mri.prior import Prior, load_prior
 from ambient_mri.report.images import image_rows
-from ambient_mri.report.records import read_records
-from ambient_mri.report.tables import markdown_table
 from ambient_mri.sampling import make_sampler
 from ambient_mri.sampling.ambient_generation import AmbientGeneration
 from ambient_mri.sampling.full_view import FullView
@@ -59,11 +58,6 @@ BENCHMARK = "images"
 SHOWN = 8
 # `data.seed` of the trainings.
 DATA_SEED = 0
-DEFINITIONS = {
-    "psnr": "PSNR in dB of an image in [-1, 1]: 10 log10(4 / mean squared error), mean over images.",
-    "frechet": "Frechet distance of samples to held-out images, features of benchmarks/quality/image_features.py.",
-    "kernel": "Kernel distance (unbiased MMD^2, cubic kernel) of samples to held-out images, same features.",
-}
 
 
 class Timed(NamedTuple):
@@ -124,7 +118,10 @@ class Evaluation(TrainedEvaluation[Budget]):
         return self.train(f"em_{case.name}", [*case.overrides, *more], budget.em_steps)
 
     def supervised(self) -> Prior:
-        return self.train("supervised", ["experiment=cifar10_supervised"], self.budget.steps)
+        """Trained as long as an ambient network and all its M-steps together."""
+        budget = self.budget
+        steps = budget.steps + budget.em_rounds * budget.em_steps
+        return self.train("supervised", ["experiment=cifar10_supervised"], steps)
 
     def measurements(self, case: Case) -> Measurement:
         """The held-out images as the world shows them; keyed by the image."""
@@ -178,19 +175,34 @@ class Evaluation(TrainedEvaluation[Budget]):
             self.record(case, name, partial(timed, partial(restore, m.y, m.mask)), setting=setting)
 
     def restorations(self, case: Case, objective: str, prior: Prior) -> None:
-        """One step of an ambient network; the mean of posterior samples, and one of them, of a clean prior."""
+        """One call of the network where it restores by itself; means of posterior samples, and one of them."""
         m, budget = self.measurements(case).to(self.device), self.budget
         if objective == "ambient":
             point = partial(restore_rows, prior, m, case.corruption, make_sampler("one_step"), 0)
             self.record(case, "ambient/one_step/point", partial(timed, point))
             return
-        sampler, count = make_sampler("split_gibbs", steps=budget.sampler_steps), budget.samples
+        if not case.missing:
+            self.record(case, f"{objective}/denoiser/point", partial(timed, lambda: prior.model(m.y, m.noise_std)))
+        for name, steps in {
+            "split_gibbs": budget.sampler_steps,
+            **({"mmps": budget.mmps_steps} if case.missing else {}),
+        }.items():
+            self.posterior(
+                case,
+                f"{objective}/{name}",
+                partial(restore_rows, prior, m, case.corruption, make_sampler(name, steps=steps)),
+                steps,
+            )
+
+    def posterior(self, case: Case, method: str, draw: Callable[[int], Tensor], steps: int) -> None:
+        """Records of the mean of posterior samples, and of one of them; ``draw`` gives the one of a seed."""
+        count = self.budget.samples
         drawn: list[Timed] = []
 
         def samples() -> tuple[Tensor, float]:
             """(count, n, c, H, W), drawn once for both rows, and the seconds of drawing them all."""
             if not drawn:
-                drawn.extend(timed(partial(restore_rows, prior, m, case.corruption, sampler, k)) for k in range(count))
+                drawn.extend(timed(partial(draw, k)) for k in range(count))
             return torch.stack([part.images for part in drawn]), sum(part.seconds for part in drawn)
 
         def mean() -> Timed:
@@ -201,8 +213,8 @@ class Evaluation(TrainedEvaluation[Budget]):
             images, seconds = samples()
             return Timed(images[0], seconds / count)
 
-        self.record(case, f"{objective}/split_gibbs/mean{count}", mean, nfe=budget.sampler_steps)
-        self.record(case, f"{objective}/split_gibbs/sample", one, nfe=budget.sampler_steps)
+        self.record(case, f"{method}/mean{count}", mean, levels=steps)
+        self.record(case, f"{method}/sample", one, levels=steps)
 
     def distances(
         self,
@@ -346,24 +358,6 @@ def timed(restore: Callable[[], Tensor]) -> Timed:
 def scores(truth: Tensor, found: Tensor) -> list[float]:
     """PSNR of each image, data range 2."""
     return [float(10 * torch.log10(4 / (a - b).square().mean())) for a, b in zip(truth, found, strict=True)]
-
-
-def tables(path: Path) -> str:
-    """The records as Markdown: restorations, and samples."""
-    rows = read_records(path).rows
-    plain = [{k: v for k, v in r.items() if k != "setting"} for r in rows]
-    parts = []
-    for title, masked in (("Restoration, pixels missing", True), ("Restoration, noise", False)):
-        found = [r for r in plain if r["metric"] == "psnr" and bool(r["missing"]) == masked]
-        if found:
-            table = markdown_table(found, index=("method",), columns="case", metric="psnr", definitions=DEFINITIONS)
-            parts.append(f"### {title}\n\n{table}")
-    for metric in ("frechet", "kernel", "noise_level", "quieter"):
-        found = [r for r in plain if r["metric"] == metric]
-        if found:
-            table = markdown_table(found, index=("method",), columns="case", metric=metric, definitions=DEFINITIONS)
-            parts.append(f"### Samples: {metric}\n\n{table}")
-    return "\n".join(parts)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -28,6 +28,7 @@ class Budget:
         restored: Held-out images that are restored.
         samples: Posterior samples of each.
         sampler_steps: Noise levels of the samplers.
+        mmps_steps: Of MMPS, which takes several times a network call at each.
         generated: Unconditional samples.
         feature_steps: Training steps of the feature space.
         trainer: Hydra's name.
@@ -44,6 +45,7 @@ class Budget:
     restored: int
     samples: int
     sampler_steps: int
+    mmps_steps: int
     generated: int
     feature_steps: int
     trainer: str
@@ -51,9 +53,9 @@ class Budget:
 
 
 BUDGETS = {
-    "rehearsal": Budget(8, [1, 2], 8, 1, 4, 3, 4, 4, 2, 3, 12, 8, "cpu", "fp32"),
-    "cpu": Budget(32, [1, 2, 2], 3000, 2, 1500, 16, 32, 64, 8, 30, 512, 1500, "cpu", "fp32"),
-    "gpu": Budget(96, [1, 2, 2], 40000, 3, 20000, 25, 128, 256, 16, 50, 5000, 6000, "gpu", "bf16"),
+    "rehearsal": Budget(8, [1, 2], 8, 1, 4, 3, 4, 4, 2, 3, 2, 12, 8, "cpu", "fp32"),
+    "cpu": Budget(32, [1, 2, 2], 3000, 2, 1500, 30, 32, 64, 8, 60, 16, 512, 1500, "cpu", "fp32"),
+    "gpu": Budget(96, [1, 2, 2], 40000, 3, 20000, 30, 128, 256, 16, 60, 16, 5000, 6000, "gpu", "bf16"),
 }
 
 

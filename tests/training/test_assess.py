@@ -9,7 +9,7 @@ from ambient_mri._checks import AmbientMRIError
 from ambient_mri.masks import RandomLines
 from ambient_mri.measurement import Measurement
 from ambient_mri.tensors import complex_randn, keyed_generator
-from ambient_mri.training.assess import Settings, held_out_lines, radial_power
+from ambient_mri.training.assess import Settings, held_out_lines, radial_power, squared_error_of_mean
 
 
 def scan(lines: torch.Tensor) -> Measurement:
@@ -42,3 +42,16 @@ def test_the_power_of_white_noise_is_flat_and_its_variance() -> None:
     constant = torch.ones(1, 1, 32, 48, dtype=torch.complex64)
     power = radial_power(constant, 6)
     assert power[0] > 0 and float(power[1:].max()) < 1e-6 * float(power[0])
+
+
+def test_the_error_of_the_mean_does_not_depend_on_the_number_of_samples():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(4000, dtype=torch.complex128, generator=generator)
+    mean = target + 0.5 * torch.randn(4000, dtype=torch.complex128, generator=generator)
+    samples = mean + 2.0 * torch.randn(6, 4000, dtype=torch.complex128, generator=generator)
+    true = float((mean - target).abs().square().sum())
+    for count in (2, 6):
+        assert squared_error_of_mean(samples[:count], target) == pytest.approx(true, abs=0.15 * 4.0 * 4000)
+        # The error of their mean is far from it: the variance over their number is the larger part.
+        assert float((samples[:count].mean(0) - target).abs().square().sum()) > true + 0.5 * 4.0 * 4000 / count
+    assert squared_error_of_mean(mean[None], target) == pytest.approx(true)
