@@ -94,3 +94,20 @@ def test_adps_is_tuned_on_subjects_that_are_not_scored() -> None:
     assert {p.stem[-4:] for p in scored}.isdisjoint(p.stem[-4:] for p in tuning)
     with pytest.raises(SystemExit, match="different subjects"):
         split([Path("brain_flair_128_0001.h5"), Path("brain_t1pre_128_0001.h5")])
+
+
+def test_parity_says_what_is_the_same_and_what_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = load("quality/parity")
+    name, kspace = next(iter(benchmark.scans(None)))
+    monkeypatch.setattr(benchmark.shutil, "which", lambda name: None)
+    monkeypatch.setattr(benchmark, "scans", lambda root: [(name, kspace[..., 24:104, 20:104])])
+    monkeypatch.delenv("AMBIENT_MRI_DATA", raising=False)
+    benchmark.main(["--out", str(tmp_path)])
+    found = read_records(tmp_path / "parity.json")
+    assert found.select(method="sigpy")[0]["value"] > 0.999
+    assert all(row["value"] > 0.9 for row in found.select(metric="kept")) and len(found.select(metric="kept")) == 3
+    masks = found.select(metric="agreement", method="fastmri")
+    assert all(row["value"] == 1 for row in masks)
+    # Maps of another scan are told from these.
+    other = benchmark.unexplained(kspace.flip(1) / kspace.norm(dim=1, keepdim=True), kspace)
+    assert other > 0.3

@@ -57,10 +57,17 @@ DEFINITIONS: dict[str, str] = {
     "nstd": "Standard deviation: rms of the samples' std over that of the reference, same pixels; beside NRMSE.",
     "ratio": "Ratio of two timings of one run, as the benchmark's settings name them.",
     "noise_level": "Noise left in an image: median |finest diagonal wavelet coefficient| / 0.6745, mean over images.",
+    "agreement": "1: the same. Coil maps: mean |<m, m'>| over the object; masks: share of equal ones.",
+    "difference": "Largest relative difference of two implementations.",
+    "kept": "|S^H x| / ||x|| of fully sampled data that 99 % of the object's pixels reach; noise counts as lost.",
     "quieter": "Share of images whose noise level is below that of every noisy training image.",
 }
 METRICS: tuple[str, ...] = tuple(DEFINITIONS)
-COST_METRICS = ("seconds", "peak_memory_mb", "ratio", "training_images")
+# Their rows may name any implementation.
+IMPLEMENTATION_METRICS = (
+    *("seconds", "peak_memory_mb", "ratio", "training_images"),
+    *("agreement", "difference", "kept"),
+)
 
 BASELINES: tuple[str, ...] = (
     "zero_filled",
@@ -263,7 +270,7 @@ def check_row(row: Mapping[str, Any]) -> None:
     for name in ("case", "method"):
         require(isinstance(row[name], str) and row[name] != "", f"{name} must be a name; got {row[name]!r}.")
     check_option("metric", row["metric"], METRICS)
-    _check_method(row["method"], cost=row["metric"] in COST_METRICS)
+    _check_method(row["method"], free=row["metric"] in IMPLEMENTATION_METRICS)
     for name in ("value", "ci95"):
         number = row[name]
         require(
@@ -318,8 +325,8 @@ def _check_rows(rows: Sequence[Mapping[str, Any]]) -> None:
         seen.add(key)
 
 
-def _check_method(method: str, *, cost: bool) -> None:
-    known = method in BASELINES or _PRIOR_METHOD.fullmatch(method) or (cost and _IMPLEMENTATION.fullmatch(method))
+def _check_method(method: str, *, free: bool) -> None:
+    known = method in BASELINES or _PRIOR_METHOD.fullmatch(method) or (free and _IMPLEMENTATION.fullmatch(method))
     require(
         bool(known),
         f"method must be one of {', '.join(BASELINES)} or <objective>/<sampler>/<estimate> such as "
