@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ambient_mri.corruption.base import Further, ImageCorruption, Learnability
 from ambient_mri.measurement import Measurement
-from ambient_mri.operators.base import LinearOperator
+from ambient_mri.operators.base import Identity, LinearOperator
 from ambient_mri.operators.masking import Mask
 from ambient_mri.tensors import RowGenerators
 
@@ -28,7 +28,8 @@ class AdditiveNoise(ImageCorruption):
         return torch.ones(1, 1, *shape[1:], dtype=torch.bool), None
 
     def forward_operator(self, m: Measurement) -> LinearOperator:
-        return Mask(m.mask)
+        """The identity, by which samplers know y for a state of the diffusion."""
+        return Identity()
 
     def inclusion(self, m: Measurement) -> Tensor:
         """1 everywhere."""

@@ -21,7 +21,7 @@ from ambient_mri.corruption import ImageCorruption, Undersampling, check_learnab
 from ambient_mri.data.datasets import ImageDataset, ScanDataset
 from ambient_mri.masks import ObservedMasks, SamplingLaw
 from ambient_mri.objectives import Objective
-from ambient_mri.operators import Mask
+from ambient_mri.operators import Identity, Mask
 from ambient_mri.tensors import keyed_generator
 from ambient_mri.training.datamodule import TrainingData
 from ambient_mri.training.draws import (
@@ -330,7 +330,7 @@ def _measured_covariance(setup: Setup) -> dict[str, Any] | None:
     data = setup.data.train
     if isinstance(data, ImageDataset) and isinstance(setup.scans, ImageSplit):
         return covariance_of_images(data)
-    if isinstance(data, CorruptedImages) and isinstance(data.corruption.forward_operator(data[0]), Mask):
+    if isinstance(data, CorruptedImages) and isinstance(data.corruption.forward_operator(data[0]), Mask | Identity):
         return covariance_of_measurements(data)
     return None
 

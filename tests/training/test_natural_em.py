@@ -19,6 +19,8 @@ from ambient_mri.measurement import Measurement
 from ambient_mri.operators import Mask
 from ambient_mri.prior import Prior, load_prior
 from ambient_mri.sampling import make_sampler
+from ambient_mri.sampling.base import Level, Problem
+from ambient_mri.sampling.split_gibbs import SplitGibbs
 from ambient_mri.tensors import keyed_generator
 from ambient_mri.train import compose
 from ambient_mri.training import natural_em
@@ -197,3 +199,23 @@ def test_one_step_of_noisy_images_is_the_denoiser(folder: Path, tmp_path: Path) 
     with torch.no_grad():
         assert torch.equal(found, prior.model(m.y, m.noise_std, Mask(kept), kept))  # type: ignore[operator]
     assert float(found.square().mean()) < 0.5 * float(m.y.square().mean())
+
+
+def test_an_e_step_of_noisy_images_starts_at_the_image() -> None:
+    """Later rounds sample by the reverse diffusion from y: nothing is solved, and no level is above the noise."""
+
+    class Shrinking(Denoiser):
+        def forward(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+            return x_t * 0.5
+
+    prior = Prior(Shrinking(0.5, 0.002, 80.0), "clean", {})  # type: ignore[arg-type]
+    m = AdditiveNoise().measure(torch.zeros(1, 3, 16, 16), noise_std=0.2, key="k", generator=keyed_generator(0))
+    levels: list[Level] = []
+
+    class Watched(SplitGibbs):
+        def step(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
+            levels.append(level)
+            return super().step(problem, level, x_t)
+
+    restore_rows(prior, m, AdditiveNoise(), Watched(4), 0)
+    assert float(levels[0].sigma) == pytest.approx(0.2) and len(levels) == 4
