@@ -60,6 +60,13 @@ def cost_tables(result: ResultFile) -> str:
     return tables(result)
 
 
+def images_tables(result: ResultFile) -> str:
+    """Restorations and samples of natural images."""
+    from benchmarks.quality.images_report import tables
+
+    return tables(result)
+
+
 BLOCKS: dict[str, tuple[str, Callable[[ResultFile], str], tuple[str, ...]]] = {
     "results": ("reconstruct.json", standard_table, ("benchmarks/README.md",)),
     "summary": ("reconstruct.json", summary_table, ("README.md",)),
@@ -70,9 +77,10 @@ BLOCKS: dict[str, tuple[str, Callable[[ResultFile], str], tuple[str, ...]]] = {
     "selection": ("selection.json", selection_table, ("benchmarks/README.md",)),
     "robustness": ("robustness.json", robustness_tables, ("benchmarks/README.md",)),
     "cost": ("cost.json", cost_tables, ("benchmarks/README.md",)),
+    "images": ("images.json", images_tables, ("benchmarks/README.md",)),
 }
 # Written where a page has room for them.
-OPTIONAL = ("full", "native", "selection", "robustness", "cost")
+OPTIONAL = ("full", "native", "selection", "robustness", "cost", "images")
 
 
 def rendered(text: str, name: str, content: str) -> str:

@@ -309,7 +309,10 @@ class _Drawing:
 
     def _together(self, m: Measurement) -> Drawn:
         operator = sense(m.coil_maps, m.mask, axes=m.axes)  # type: ignore[arg-type]
-        data_step = self.method.make_data_step(operator, slices=len(m), samples=self.count, device=m.y.device)
+        ambient, device = not isinstance(self.model, Denoiser), m.y.device
+        data_step = self.method.make_data_step(
+            operator, slices=len(m), samples=self.count, device=device, ambient=ambient
+        )
         if len(m) > 1 and len(m.mask) > 1 and not isinstance(self.model, Denoiser):
             # Further masks are drawn for a batch, from the calibration lines that all of its rows have.
             return joined([self.samples(m[i]) for i in range(len(m))])

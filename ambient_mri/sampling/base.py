@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-from ambient_mri._checks import AmbientMRIError, PriorError, check_finite, require
+from ambient_mri._checks import PriorError, check_finite, require
 from ambient_mri.denoiser import AmbientDenoiser, ConditionalDenoiser, Denoiser
 from ambient_mri.noise import karras_ladder
 from ambient_mri.operators.base import LinearOperator
@@ -27,12 +27,12 @@ from ambient_mri.sampling.data_step import (
     ConjugateGradientStep,
     DataStep,
     ExactStep,
-    MeasurementNoise,
     Slack,
     make_data_step,
     relative_tolerance,
     repeat_rows,
 )
+from ambient_mri.sampling.measurement_noise import MeasurementNoise, rows_of_noise
 from ambient_mri.tensors import per_row, randn_like_rows
 
 __all__ = ["Callback", "Level", "Problem", "Sampler", "SamplerResult"]
@@ -239,9 +239,18 @@ class Sampler(ABC):
         return self._walk(problem, x_init, callback, "Are noise_std and the scale of y right? See the prior's sd.")
 
     def make_data_step(
-        self, operator: LinearOperator, *, slices: int, samples: int, device: torch.device | str = "cpu"
+        self,
+        operator: LinearOperator,
+        *,
+        slices: int,
+        samples: int,
+        device: torch.device | str = "cpu",
+        ambient: bool = False,
     ) -> DataStep:
-        """The data step of a run of ``samples`` samples a slice, to be shared by several calls of :meth:`sample`."""
+        """The data step of a run of ``samples`` samples a slice, to be shared by several calls of :meth:`sample`.
+
+        ``ambient``: for an ambient denoiser.
+        """
         return make_data_step(
             operator,
             slices=slices,
@@ -351,12 +360,14 @@ class Sampler(ABC):
         )
         repeats = rows // slices
         if data_step is None:
-            data_step = self.make_data_step(operator, slices=slices, samples=repeats, device=y.device)
+            ambient = isinstance(denoiser, AmbientDenoiser)
+            device = y.device
+            data_step = self.make_data_step(operator, slices=slices, samples=repeats, device=device, ambient=ambient)
         return Problem(
             denoiser=denoiser,
             operator=operator.repeat_interleave(repeats) if repeats > 1 else operator,
             data=y,
-            noise_std=_rows_of_noise(noise_std, slices, rows, backprojection),
+            noise_std=rows_of_noise(noise_std, slices, rows, backprojection),
             generators=generators,
             backprojection=repeat_rows(backprojection, repeats),
             data_step=data_step,
@@ -384,17 +395,3 @@ class Sampler(ABC):
             "data_step_iterations": problem.data_step.iterations,
             "data_step_residual": 0.0 if residual is None else float(residual.max()),
         }
-
-
-def _rows_of_noise(noise_std: Tensor | float, slices: int, rows: int, like: Tensor) -> Tensor:
-    """noise_std for every row, (b,), in the real dtype of ``like``."""
-    values = torch.as_tensor(noise_std, dtype=like.real.dtype if like.is_complex() else like.dtype, device=like.device)
-    if values.ndim == 0:
-        values = values.expand(rows)
-    elif len(values) == slices != rows:
-        values = values.repeat_interleave(rows // slices)
-    if values.shape != (rows,):
-        raise AmbientMRIError(f"noise_std must be a number, ({slices},) or ({rows},); got shape {tuple(values.shape)}.")
-    good = bool((torch.isfinite(values) & (values >= 0)).all())
-    require(good, "noise_std must be finite and not negative (0 for noiseless data).")
-    return values

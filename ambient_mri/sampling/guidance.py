@@ -66,7 +66,13 @@ class WithoutDataStep(Sampler):
     """A sampler that uses A and A^H alone."""
 
     def make_data_step(
-        self, operator: LinearOperator, *, slices: int, samples: int, device: torch.device | str = "cpu"
+        self,
+        operator: LinearOperator,
+        *,
+        slices: int,
+        samples: int,
+        device: torch.device | str = "cpu",
+        ambient: bool = False,
     ) -> DataStep:
         """None is needed."""
         return NoDataStep()

@@ -1,4 +1,4 @@
-"""White noise in the space of the measurement, for samplers that perturb the data."""
+"""Noise in the space of the measurement: its level for every row, and draws of it for samplers that perturb the data."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ambient_mri._checks import AmbientMRIError, require
 from ambient_mri.operators.base import Composition, LinearOperator
 from ambient_mri.operators.masking import Mask
 from ambient_mri.tensors import complex_randn, randn_like_rows
 
-__all__ = ["MeasurementNoise"]
+__all__ = ["MeasurementNoise", "rows_of_noise"]
 
 
 class MeasurementNoise:
@@ -57,3 +58,17 @@ def _draw(count: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
     if dtype.is_complex:
         return complex_randn((count,), generator=generator, device=generator.device, dtype=dtype)
     return torch.randn(count, generator=generator, device=generator.device, dtype=dtype)
+
+
+def rows_of_noise(noise_std: Tensor | float, slices: int, rows: int, like: Tensor) -> Tensor:
+    """noise_std for every row, (b,), in the real dtype of ``like``."""
+    values = torch.as_tensor(noise_std, dtype=like.real.dtype if like.is_complex() else like.dtype, device=like.device)
+    if values.ndim == 0:
+        values = values.expand(rows)
+    elif len(values) == slices != rows:
+        values = values.repeat_interleave(rows // slices)
+    if values.shape != (rows,):
+        raise AmbientMRIError(f"noise_std must be a number, ({slices},) or ({rows},); got shape {tuple(values.shape)}.")
+    good = bool((torch.isfinite(values) & (values >= 0)).all())
+    require(good, "noise_std must be finite and not negative (0 for noiseless data).")
+    return values

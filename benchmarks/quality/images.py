@@ -45,6 +45,7 @@ from ambient_mri.denoiser import ConditionalDenoiser
 from ambient_mri.measurement import Measurement
 from ambient_mri.prior import Prior, load_prior
 from ambient_mri.report.images import image_rows
+from ambient_mri.report.records import read_records
 from ambient_mri.sampling import make_sampler
 from ambient_mri.sampling.ambient_generation import AmbientGeneration
 from ambient_mri.sampling.full_view import FullView
@@ -382,9 +383,9 @@ def main(arguments: list[str] | None = None) -> None:
     evaluation.distances("clean", "supervised/heun/sample", lambda: evaluation.generated(supervised), {"missing": 0.0})
     for case in cases:
         evaluation.case(case, supervised)
-        (out / f"{BENCHMARK}.md").write_text(tables(evaluation.path))
+        (out / f"{BENCHMARK}.md").write_text(tables(read_records(evaluation.path)))
     evaluation.figure(cases)
-    sys.stdout.write(tables(evaluation.path))
+    sys.stdout.write(tables(read_records(evaluation.path)))
 
 
 if __name__ == "__main__":

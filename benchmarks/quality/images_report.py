@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ambient_mri.report.records import read_records
+from ambient_mri.report.records import ResultFile, Row
 from ambient_mri.report.tables import markdown_table
 
 __all__ = ["DEFINITIONS", "tables"]
 
+SAMPLES = {
+    "frechet": "Frechet distance",
+    "kernel": "kernel distance",
+    "noise_level": "noise left",
+    "quieter": "less noisy than any training image",
+}
 DEFINITIONS = {
     "psnr": "PSNR in dB of an image in [-1, 1]: 10 log10(4 / mean squared error), mean over images.",
     "frechet": "Frechet distance of samples to held-out images, features of benchmarks/quality/image_features.py.",
@@ -16,19 +20,21 @@ DEFINITIONS = {
 }
 
 
-def tables(path: Path) -> str:
+def tables(result: ResultFile) -> str:
     """The records as Markdown: restorations, and samples."""
-    rows = read_records(path).rows
-    plain = [{k: v for k, v in r.items() if k != "setting"} for r in rows]
+    plain = [{k: v for k, v in r.items() if k != "setting"} for r in result.rows]
     parts = []
     for title, masked in (("Restoration, pixels missing", True), ("Restoration, noise", False)):
         found = [r for r in plain if r["metric"] == "psnr" and bool(r["missing"]) == masked]
-        if found:
-            table = markdown_table(found, index=("method",), columns="case", metric="psnr", definitions=DEFINITIONS)
-            parts.append(f"### {title}\n\n{table}")
-    for metric in ("frechet", "kernel", "noise_level", "quieter"):
+        parts += [_table(title, found, "psnr")] if found else []
+    for metric, title in SAMPLES.items():
         found = [r for r in plain if r["metric"] == metric]
-        if found:
-            table = markdown_table(found, index=("method",), columns="case", metric=metric, definitions=DEFINITIONS)
-            parts.append(f"### Samples: {metric}\n\n{table}")
+        parts += [_table(f"Samples: {title}", found, metric)] if found else []
     return "\n".join(parts)
+
+
+def _table(title: str, rows: list[Row], metric: str) -> str:
+    methods = list(dict.fromkeys(r["method"] for r in rows))
+    rows = sorted(rows, key=lambda r: (methods.index(r["method"]), r["missing"], r.get("noise_std") or 0.0))
+    table = markdown_table(rows, index=("method",), columns="case", metric=metric, definitions=DEFINITIONS)
+    return f"### {title}\n\n{table}"

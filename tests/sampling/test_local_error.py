@@ -143,6 +143,8 @@ def test_without_fresh_noise_and_for_ambient_samplers_the_error_is_white() -> No
     operator = small_sense()
     assert SplitGibbs(error="white", data_step="exact").make_data_step(operator, slices=1, samples=1).name == "exact"
     assert SplitGibbs().make_data_step(operator, slices=1, samples=1).name == "conjugate_gradient"
+    # An ambient network's error is white, and the exact step for lines is open to it.
+    assert SplitGibbs(data_step="auto").make_data_step(operator, slices=1, samples=1, ambient=True).name == "exact"
     with pytest.raises(AmbientMRIError, match="one lam a row"):
         step = SplitGibbs(error="white", data_step="exact").make_data_step(operator, slices=1, samples=1)
         x = torch.ones(1, 1, SIZE, SIZE, dtype=torch.complex128)
