@@ -1,4 +1,4 @@
-"""Noise in the space of the measurement: its level for every row, and draws of it for samplers that perturb the data."""
+"""Noise in the space of the measurement: its level in every row, and draws of it for samplers that perturb the data."""
 
 from __future__ import annotations
 
