@@ -45,8 +45,13 @@ def test_a_sheet_is_drawn_and_the_same_again(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_prior_of_real_images(tmp_path: Path) -> None:
-    prior = saved(tmp_path / "prior", image_channels=1)
-    assert run("sample", "--prior", prior, "--count", 2, "--steps", 2, "--out", tmp_path / "a.png") == 0
+    for channels in (1, 3):
+        prior = saved(tmp_path / f"prior{channels}", image_channels=channels)
+        sheet = tmp_path / f"{channels}.png"
+        assert run("sample", "--prior", prior, "--count", 9, "--steps", 2, "--out", sheet) == 0
+        picture = matplotlib.image.imread(sheet)[..., :3]
+        coloured = (picture.max(axis=2) - picture.min(axis=2) > 0.1).mean() > 0.02
+        assert coloured == (channels == 3)  # all channels are shown
 
 
 @pytest.mark.parametrize(

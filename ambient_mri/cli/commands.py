@@ -86,6 +86,7 @@ def sample(options: argparse.Namespace) -> int:
     _check_device(options.device)
     import torch
 
+    from ambient_mri.report.images import image_rows
     from ambient_mri.report.plots import sample_sheet
     from ambient_mri.sampling import Heun
     from ambient_mri.sampling.batching import rows_per_batch
@@ -114,9 +115,14 @@ def sample(options: argparse.Namespace) -> int:
                 dtype=dtype,
                 callback=lambda level, x: bar.update(len(x)),
             )
-            drawn.append(result.x[:, :1].cpu())
+            drawn.append(result.x.cpu())
     title = f"{prior.name}: samples without data"
-    written = sample_sheet(torch.cat(drawn), options.out, title=title)
+    images = torch.cat(drawn)
+    if images.is_complex():
+        written = sample_sheet(images[:, :1], options.out, title=title)
+    else:
+        parts = {f"from {first + 1}": images[first : first + 8] for first in range(0, len(images), 8)}
+        written = image_rows({title: parts}, options.out)
     facts = {
         "prior": f"{prior.name} ({prior.kind})",
         "images": f"{options.count} of {shape[0]} x {shape[1]}",

@@ -87,8 +87,8 @@ def _draw_words(prior: Prior) -> str:
 
 def _prior_facts(prior: Prior) -> Facts:
     model, card = prior.model, prior.metadata
-    uses = {"clean": "any operator, any sampler", "ambient": "undersampled MRI; one_step, dds, split_gibbs"}
-    uses["feedforward"] = "undersampled MRI; one_step"
+    uses = {"clean": "any operator, any sampler", "ambient": "data like its training's; one_step, dds, split_gibbs"}
+    uses["feedforward"] = "data like its training's; one_step"
     law = card.get("sampling_law") or {}
     found: Facts = {
         "kind": f"{prior.kind}: {uses[prior.kind]}",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,9 +84,17 @@ def load_natural_images(path: PathLike, *, channels: int | None = None, val_shar
             f"{source}: split must have one entry for each of the {len(images)} images; got {split.shape}.",
             DataError,
         )
-        held_out = split.astype(str) == "val"
+        names = split.astype(str)
+        unknown = sorted({*names} - {"train", "val", "test"})
+        require(
+            not unknown,
+            f"{source}: split says train, val or test for every image; found {', '.join(unknown[:3])}.",
+            DataError,
+        )
+        held_out = names == "val"
     numbers = np.arange(len(images))
-    train, val = numbers[~held_out].tolist(), numbers[held_out].tolist()
+    usable = ~held_out if split is None else names == "train"
+    train, val = numbers[usable].tolist(), numbers[held_out].tolist()
     require(bool(train), f"{source}: no image is left to train on.", DataError)
     return NaturalImages(source.name, images, tuple(train), tuple(val))
 
@@ -107,6 +116,7 @@ def _read_folder(folder: Path, channels: int | None) -> np.ndarray:
     for file in files:
         try:
             with Image.open(file) as opened:
+                _check_picture(opened, file)
                 picture = np.asarray(opened.convert("L" if channels == 1 else "RGB"))
         except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on damaged files
             raise DataError(f"{file}: cannot be read as a picture ({error}). Is the file complete?") from error
@@ -119,14 +129,35 @@ def _read_folder(folder: Path, channels: int | None) -> np.ndarray:
     return np.stack(pictures)
 
 
+def _check_picture(picture: Any, file: Path) -> None:
+    """Eight bits a colour, and nothing transparent: the rest would be cut off in silence."""
+    deep = picture.mode == "F" or picture.mode.startswith("I")
+    require(
+        not deep,
+        f"{file}: has more than 8 bits a pixel (mode {picture.mode}): convert it, or give arrays of reals in [0, 1].",
+        DataError,
+    )
+    alpha = picture.getchannel("A").getextrema()[0] if "A" in picture.getbands() else 255
+    require(alpha == 255, f"{file}: has transparent pixels: put it on a background first.", DataError)
+
+
 def _checked(images: np.ndarray, source: Path) -> np.ndarray:
-    """(n, H, W, channels), finite, in a known range."""
+    """(n, H, W, channels), finite, in a known range; integers that are bytes (nothing above 255) become bytes."""
     stack = images[..., None] if images.ndim == 3 else images
     require(
         stack.ndim == 4 and stack.size > 0 and stack.shape[-1] in (1, 3) and stack.dtype.kind in "uif",
         f"{source}: images must be real numbers (n, H, W) or (n, H, W, 1 or 3); got {images.dtype} {images.shape}.",
         DataError,
     )
+    if stack.dtype.kind in "ui" and stack.dtype != np.uint8:
+        lowest, highest = int(stack.min()), int(stack.max())
+        sixteen = stack.dtype == np.uint16 and highest > 255
+        require(
+            sixteen or 0 <= lowest <= highest <= 255,
+            f"{source}: integers are bytes, 0 to 255, or uint16 up to 65535; got {stack.dtype}, {lowest} to {highest}.",
+            DataError,
+        )
+        stack = stack if sixteen else stack.astype(np.uint8)
     if stack.dtype.kind == "f":
         check_finite_array(stack, "images", source)
         low, high = float(stack.min()), float(stack.max())

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ambient_mri._checks import AmbientMRIError, require
-from ambient_mri.corruption import ImageCorruption, Undersampling, check_learnable
+from ambient_mri.corruption import AdditiveNoise, ImageCorruption, Undersampling, check_learnable
 from ambient_mri.data.datasets import ImageDataset, ScanDataset
 from ambient_mri.masks import ObservedMasks, SamplingLaw
 from ambient_mri.objectives import Objective
@@ -168,6 +168,10 @@ def _set_up_images(cfg: DictConfig, run_dir: Path) -> Setup:
         "augmentation=null (or +images=base, which says so among other things).",
     )
     split: ImageSplit = build(cfg.data).load().drawn_by(corruption)
+    require(
+        not isinstance(corruption, AdditiveNoise) or max(split.noise_std) > 0,
+        "corruption=noise without noise leaves the images clean: give data.noise_std, such as data.noise_std=0.1.",
+    )
     stored = run_dir / "images.json"
     known = json.loads(stored.read_text())["hash"] if stored.is_file() else split.manifest["hash"]
     require(known == split.manifest["hash"], f"{run_dir} was begun with other images. Choose another run_dir.")

@@ -91,3 +91,45 @@ def test_what_is_no_image_file(tmp_path: Path) -> None:
     (tmp_path / "f" / "x.png").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"x\.png: cannot be read as a picture"):
         load_natural_images(tmp_path / "f")
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int16, np.uint16])
+def test_bytes_in_wider_integers_are_bytes(dtype: type, tmp_path: Path) -> None:
+    stored = bytes_of(4, 5, 4, 3)
+    stored[0, 0, 0, 0] = 255
+    np.save(tmp_path / "wide.npy", stored.astype(dtype))
+    np.save(tmp_path / "bytes.npy", stored)
+    wide, plain = (load_natural_images(tmp_path / name, val_share=0.0) for name in ("wide.npy", "bytes.npy"))
+    assert torch.equal(wide.image(0), plain.image(0))
+
+
+def test_images_for_testing_are_neither_trained_on_nor_held_out(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=bytes_of(3, 4, 4), split=np.array(["train", "val", "test"]))
+    found = load_natural_images(tmp_path / "a.npz")
+    assert (found.train, found.val) == ((0,), (1,))
+
+
+def test_what_would_be_cut_off_is_refused(tmp_path: Path) -> None:
+    for values, words in (
+        (np.full((2, 4, 4), 300), "int64, 300 to 300"),
+        (np.full((2, 4, 4), -1, np.int8), "-1 to -1"),
+    ):
+        np.save(tmp_path / "a.npy", values)
+        with pytest.raises(DataError, match=words):
+            load_natural_images(tmp_path / "a.npy")
+    np.savez(tmp_path / "s.npz", images=bytes_of(2, 4, 4), split=np.array(["train", "validation"]))
+    with pytest.raises(DataError, match="train, val or test for every image; found validation"):
+        load_natural_images(tmp_path / "s.npz")
+    deep, clear, solid = tmp_path / "deep", tmp_path / "clear", tmp_path / "solid"
+    for folder in (deep, clear, solid):
+        folder.mkdir()
+    Image.fromarray(np.full((4, 4), 4000, dtype=np.uint16)).save(deep / "a.png")
+    with pytest.raises(DataError, match=r"a.png: has more than 8 bits a pixel \(mode I;16\)"):
+        load_natural_images(deep)
+    Image.fromarray(bytes_of(4, 4, 4)).save(clear / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: has transparent pixels"):
+        load_natural_images(clear)
+    picture = bytes_of(4, 4, 4)
+    picture[..., 3] = 255
+    Image.fromarray(picture).save(solid / "a.png")
+    assert load_natural_images(solid, val_share=0.0).shape == (3, 4, 4)

@@ -172,6 +172,7 @@ def test_other_images_in_a_begun_run_are_refused(folder: Path, tmp_path: Path) -
         (["experiment=cifar10_boxes", "corruption.size=16"], "leave no place for a second one"),
         (["experiment=cifar10_blur", "corruption.bandwidth=[2.0,3.0]"], "a pure low-pass"),
         (["experiment=cifar10_patches", "corruption.rows=[0,0]", "corruption.columns=[0,0]"], "the one fixed patch"),
+        (["experiment=cifar10_denoising", "data.noise_std=0.0"], "noise leaves the images clean: give data.noise_std"),
         (["experiment=cifar10_denoising", "data.noise_std=[0.0,0.1]"], "noise_std must be zero, a positive number"),
     ],
 )
