@@ -44,6 +44,7 @@ from ambient_mri.sampling.draw import (
     progress_bar,
     sample_count,
 )
+from ambient_mri.sampling.full_view import whole_image_model
 from ambient_mri.tensors import per_row
 from ambient_mri.uncertainty import Spread, kept_samples, recalibration_factor
 
@@ -213,11 +214,11 @@ def solve(
     )
     where = y.device if device is None else choose_device(device)
     method, loaded = make_sampler(sampler, given_steps(steps)), as_prior(prior, where)
-    model = loaded.model
+    model = whole_image_model(loaded.model, loaded.metadata)
     if not isinstance(model, Denoiser):
         raise PriorError(
             f"solve() needs a clean prior; this one is of kind {loaded.kind!r}: such a network must know which "
-            "measurements are missing. Use reconstruct()."
+            "measurements are missing. Use reconstruct() for k-space; for images refine it, objective=em init=RUN."
         )
     method.check_kind("clean")
     count, y = sample_count(method, samples), y.to(where)

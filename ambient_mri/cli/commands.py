@@ -91,6 +91,7 @@ def sample(options: argparse.Namespace) -> int:
     from ambient_mri.sampling import Heun
     from ambient_mri.sampling.batching import rows_per_batch
     from ambient_mri.sampling.draw import as_prior, choose_device, progress_bar
+    from ambient_mri.sampling.full_view import whole_image_model
     from ambient_mri.tensors import keyed_generator
 
     require(options.count >= 1, f"--count must be at least 1; got {options.count}.")
@@ -104,12 +105,13 @@ def sample(options: argparse.Namespace) -> int:
     channels = prior.architecture.get("image_channels", 2)
     image, dtype = ((1, *shape), torch.complex64) if channels == 2 else ((channels, *shape), torch.float32)
     rows, drawn = rows_per_batch("auto", shape, 1, device), []
+    model = whole_image_model(prior.model, prior.metadata)
     with progress_bar(True, options.count * options.steps) as bar:
         for first in range(0, options.count, rows):
             picked = range(first, min(first + rows, options.count))
             generators = [keyed_generator("sample", options.seed, i, device=device) for i in picked]
             result = sampler.draw(
-                prior.model,  # type: ignore[arg-type]
+                model,  # type: ignore[arg-type]
                 image,
                 generators,
                 dtype=dtype,

@@ -7,13 +7,16 @@ seen a full one; refine it by EM, or wrap it with ``model.as_denoiser``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ambient_mri.denoiser import ConditionalDenoiser, Denoiser
 from ambient_mri.operators.masking import Mask
 
-__all__ = ["FullView"]
+__all__ = ["FullView", "whole_image_model"]
 
 
 class FullView(Denoiser):
@@ -30,3 +33,11 @@ class FullView(Denoiser):
     def forward(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         kept = torch.ones(len(x_t), 1, *x_t.shape[-2:], dtype=torch.bool, device=x_t.device)
         return self.model(x_t, sigma, Mask(kept), kept)
+
+
+def whole_image_model(model: Denoiser | ConditionalDenoiser, card: Mapping[str, Any]) -> Denoiser | ConditionalDenoiser:
+    """``model``, or its full view where the card of its prior says that it learned from noisy images with no pixel
+    missing: a clean denoiser then.
+    """
+    law = (card.get("sampling_law") or {}).get("law")
+    return FullView(model) if isinstance(model, ConditionalDenoiser) and law == "AdditiveNoise" else model

@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 import ambient_mri
+from ambient_mri import cli
 from ambient_mri._checks import AmbientMRIError, DataError
 from ambient_mri.corruption import ImageCorruption, PixelMasking, RandomBlur, RandomProjections
 from ambient_mri.denoiser import CleanDenoiser, ConditionalDenoiser
@@ -120,8 +121,15 @@ def test_a_network_of_noisy_images_is_a_prior_for_solve(folder: Path, tmp_path: 
         gap = denoiser(x_t, sigma) - prior.model.stationary.posterior_mean(full, x_t, sigma, rate, iterations=16)
     assert float(gap.abs().max()) < 0.1, "two steps of training are little more than the linear part"
     operator = gaussian_blur(1.0)
-    found = ambient_mri.solve(operator(x_t[:1]), operator, denoiser, noise_std=0.05, samples=2, steps=3)
-    assert found.mean.shape == (1, 3, 32, 32) and found.mean.dtype == torch.float32
+    found = [
+        ambient_mri.solve(operator(x_t[:1]), operator, p, noise_std=0.05, samples=2, steps=3) for p in (denoiser, prior)
+    ]
+    assert found[0].mean.shape == (1, 3, 32, 32) and found[0].mean.dtype == torch.float32
+    assert torch.equal(found[0].mean, found[1].mean)  # the card says that it is one
+    sheet = tmp_path / "sheet.png"
+    assert (
+        cli.main(["sample", "--prior", str(tmp_path / "r"), "--count", "2", "--steps", "2", "--out", str(sheet)]) == 0
+    )
 
 
 def test_measurements_are_drawn_once_an_image(folder: Path) -> None:
