@@ -7,11 +7,13 @@ from typing import Any
 from ambient_mri._checks import AmbientMRIError, check_option
 from ambient_mri.sampling.adps import ADPS, ADPSFixed
 from ambient_mri.sampling.ambient import ambient_denoiser
+from ambient_mri.sampling.ambient_generation import AmbientGeneration
 from ambient_mri.sampling.base import Callback, Level, Problem, Sampler, SamplerResult
 from ambient_mri.sampling.daps import DAPS
 from ambient_mri.sampling.dds import DDS
 from ambient_mri.sampling.diffpir import DiffPIR
 from ambient_mri.sampling.dps import DPS
+from ambient_mri.sampling.full_view import FullView
 from ambient_mri.sampling.heun import Heun, unconditional
 from ambient_mri.sampling.langevin import Langevin
 from ambient_mri.sampling.mmps import MMPS
@@ -24,11 +26,13 @@ from ambient_mri.sampling.split_gibbs import SplitGibbs
 __all__ = [
     "ADPS",
     "ADPSFixed",
+    "AmbientGeneration",
     "Callback",
     "DAPS",
     "DDS",
     "DPS",
     "DiffPIR",
+    "FullView",
     "Heun",
     "Langevin",
     "Level",
