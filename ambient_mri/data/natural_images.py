@@ -137,7 +137,8 @@ def _check_picture(picture: Any, file: Path) -> None:
         f"{file}: has more than 8 bits a pixel (mode {picture.mode}): convert it, or give arrays of reals in [0, 1].",
         DataError,
     )
-    alpha = picture.getchannel("A").getextrema()[0] if "A" in picture.getbands() else 255
+    full = picture.convert("RGBA") if "transparency" in picture.info else picture  # palettes have no such band
+    alpha = full.getchannel("A").getextrema()[0] if "A" in full.getbands() else 255
     require(alpha == 255, f"{file}: has transparent pixels: put it on a background first.", DataError)
 
 

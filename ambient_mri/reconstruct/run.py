@@ -310,12 +310,12 @@ class _Drawing:
     def _together(self, m: Measurement) -> Drawn:
         operator = sense(m.coil_maps, m.mask, axes=m.axes)  # type: ignore[arg-type]
         ambient, device = not isinstance(self.model, Denoiser), m.y.device
+        if len(m) > 1 and len(m.mask) > 1 and ambient:
+            # Further masks are drawn for a batch, from the calibration lines that all of its rows have.
+            return joined([self.samples(m[i]) for i in range(len(m))])
         data_step = self.method.make_data_step(
             operator, slices=len(m), samples=self.count, device=device, ambient=ambient
         )
-        if len(m) > 1 and len(m.mask) > 1 and not isinstance(self.model, Denoiser):
-            # Further masks are drawn for a batch, from the calibration lines that all of its rows have.
-            return joined([self.samples(m[i]) for i in range(len(m))])
 
         def denoiser(generators: Sequence[torch.Generator], repeats: int) -> Denoiser:
             if isinstance(self.model, Denoiser):

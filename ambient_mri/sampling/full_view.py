@@ -36,8 +36,11 @@ class FullView(Denoiser):
 
 
 def whole_image_model(model: Denoiser | ConditionalDenoiser, card: Mapping[str, Any]) -> Denoiser | ConditionalDenoiser:
-    """``model``, or its full view where the card of its prior says that it learned from noisy images with no pixel
-    missing: a clean denoiser then.
+    """``model``, or its full view where it is a clean denoiser by it, as the card of its prior says: it learned from
+    noisy images with no pixel missing, and by the consistency objective, without which nothing is known below their
+    noise.
     """
     law = (card.get("sampling_law") or {}).get("law")
-    return FullView(model) if isinstance(model, ConditionalDenoiser) and law == "AdditiveNoise" else model
+    objective = ((card.get("training") or {}).get("objective") or {}).get("_target_", "")
+    clean = law == "AdditiveNoise" and objective.endswith(".ConsistentAmbientObjective")
+    return FullView(model) if clean and isinstance(model, ConditionalDenoiser) else model

@@ -65,15 +65,7 @@ class NoDataStep(DataStep):
 class WithoutDataStep(Sampler):
     """A sampler that uses A and A^H alone."""
 
-    def make_data_step(
-        self,
-        operator: LinearOperator,
-        *,
-        slices: int,
-        samples: int,
-        device: torch.device | str = "cpu",
-        ambient: bool = False,
-    ) -> DataStep:
+    def make_data_step(self, operator: LinearOperator, **settings: Any) -> DataStep:
         """None is needed."""
         return NoDataStep()
 

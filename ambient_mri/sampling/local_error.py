@@ -89,18 +89,12 @@ class WithLocalError(Sampler):
         self.error = error
 
     def make_data_step(
-        self,
-        operator: LinearOperator,
-        *,
-        slices: int,
-        samples: int,
-        device: torch.device | str = "cpu",
-        ambient: bool = False,
+        self, operator: LinearOperator, *, slices: int, ambient: bool = False, **settings: Any
     ) -> DataStep:
         """Conjugate gradients for a local error."""
         if self.error == "local" and not ambient:
             return ConjugateGradientStep(operator, slices=slices, max_iterations=self.cg_iterations)
-        return super().make_data_step(operator, slices=slices, samples=samples, device=device, ambient=ambient)
+        return super().make_data_step(operator, slices=slices, ambient=ambient, **settings)
 
     def belief(self, problem: Problem, level: Level, denoised: Tensor) -> tuple[Tensor, Tensor]:
         """r_t and lam_t for D(x_t) = ``denoised``: maps (b, 1, H, W), or (b, 1, 1, 1) and (b,) for a white error."""

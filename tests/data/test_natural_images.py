@@ -129,6 +129,10 @@ def test_what_would_be_cut_off_is_refused(tmp_path: Path) -> None:
     Image.fromarray(bytes_of(4, 4, 4)).save(clear / "a.png")
     with pytest.raises(DataError, match=r"a\.png: has transparent pixels"):
         load_natural_images(clear)
+    palette = Image.fromarray(bytes_of(4, 4, 3)).convert("P")
+    palette.save(clear / "a.png", transparency=palette.getpixel((0, 0)))
+    with pytest.raises(DataError, match=r"a\.png: has transparent pixels"):
+        load_natural_images(clear)
     picture = bytes_of(4, 4, 4)
     picture[..., 3] = 255
     Image.fromarray(picture).save(solid / "a.png")

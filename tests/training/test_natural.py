@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 import ambient_mri
 from ambient_mri import cli
-from ambient_mri._checks import AmbientMRIError, DataError
+from ambient_mri._checks import AmbientMRIError, DataError, PriorError
 from ambient_mri.corruption import ImageCorruption, PixelMasking, RandomBlur, RandomProjections
 from ambient_mri.denoiser import CleanDenoiser, ConditionalDenoiser
 from ambient_mri.measurement import Measurement
@@ -126,6 +126,9 @@ def test_a_network_of_noisy_images_is_a_prior_for_solve(folder: Path, tmp_path: 
     ]
     assert found[0].mean.shape == (1, 3, 32, 32) and found[0].mean.dtype == torch.float32
     assert torch.equal(found[0].mean, found[1].mean)  # the card says that it is one
+    plain = load_prior(run(folder, tmp_path / "p", "experiment=cifar10_denoising", "objective=ambient"))
+    with pytest.raises(PriorError, match="refine it, objective=em"):  # below the noise it was taught nothing
+        ambient_mri.solve(operator(x_t[:1]), operator, plain, noise_std=0.05)
     sheet = tmp_path / "sheet.png"
     assert (
         cli.main(["sample", "--prior", str(tmp_path / "r"), "--count", "2", "--steps", "2", "--out", str(sheet)]) == 0
