@@ -15,7 +15,7 @@ from ambient_mri.measurement import Measurement
 from ambient_mri.report.records import check_row, read_records
 from ambient_mri.tensors import keyed_generator
 from ambient_mri.train import compose
-from ambient_mri.training.setup import build
+from ambient_mri.training.setup import image_split
 from tests.test_benchmarks import BENCHMARKS, load
 
 
@@ -112,7 +112,7 @@ def test_the_training_images_that_are_shown_are_those_that_a_training_reads(
     (case,) = [c for c in benchmark.CASES if c.name == name]
     evaluation = benchmark.Evaluation("rehearsal", benchmark.BUDGETS["rehearsal"], tmp_path, "")
     cfg = compose([*case.overrides, f"data.root={evaluation.file}", f"data.seed={benchmark.DATA_SEED}"])
-    read = build(cfg.data).load().corrupted(build(cfg.corruption), "train")
+    read = image_split(cfg).corrupted("train")
     shown = evaluation.training_images(case)
     assert len(shown) == len(read) and all(torch.equal(shown[i].y, read[i].y) for i in (0, 5))
 

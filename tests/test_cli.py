@@ -21,6 +21,7 @@ from ambient_mri.cli.parser import make_parser, slice_range
 from ambient_mri.data.fastmri_masks import KINDS
 from ambient_mri.data.schema import read_prepared
 from ambient_mri.data.writers import read_reconstruction
+from ambient_mri.denoiser import computes_in_bf16
 from ambient_mri.masks import RandomLines
 from ambient_mri.operators.fourier import fft, ifft
 from ambient_mri.prior import Prior, build_model
@@ -389,6 +390,8 @@ class TestDoctor:
             lines
         )
         assert "multicoil_train" in lines["FASTMRI_KNEE_ROOT"] and lines["FASTMRI_BRAIN_ROOT"].startswith("note")
+        native = computes_in_bf16("cuda" if torch.cuda.is_available() else "cpu")
+        assert lines["bfloat16"].startswith("ok" if native else "note")
         assert text.endswith("nothing is wrong\n") and torch.__version__ in lines["torch"]
 
     def test_a_problem_makes_the_status_one_and_names_its_fix(

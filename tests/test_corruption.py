@@ -21,7 +21,7 @@ from ambient_mri.corruption import (
     check_learnable,
 )
 from ambient_mri.corruption.blur import gaussian_gain
-from ambient_mri.masks import ObservedMasks
+from ambient_mri.masks import EquispacedLines, ObservedMasks
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators import gaussian_blur
 from ambient_mri.tensors import RowStreams, keyed_generator, real_inner
@@ -173,6 +173,9 @@ def test_noise_of_the_lifted_state_is_white(corruption: ImageCorruption) -> None
     [
         (PixelMasking(law=ObservedMasks([torch.eye(8, dtype=torch.bool)[None, None]])), (8, 8),
          r"56 of the 64 pixels are missing in every image.*must vary from image to image"),
+        (PixelMasking(law=ObservedMasks([(torch.eye(8) == i)[None, None] for i in (0, 1)] * 3)), (8, 8),
+         r"which of a few masks.*never shows these pixels together"),
+        (PixelMasking(law=EquispacedLines(4, 2)), (8, 8), "which of a few masks"),
         (RandomBoxes(4, rows=(2, 2), columns=(2, 2)), (8, 8), "16 pixels are behind the box in every image.*move"),
         (RandomBoxes(4), (8, 8), "some boxes of 4 x 4 leave no place for a second one.*Use a smaller box"),
         (RandomBoxes(9), (8, 8), "a box of 9 x 9 does not fit"),

@@ -108,6 +108,20 @@ def test_observed_masks_learn_always_never_and_sometimes() -> None:
         ObservedMasks([masks[:1], masks[:1, ..., :20]])
 
 
+def test_masks_that_recur_are_told_apart() -> None:
+    """Estimated from many masks of a law that has four, the weights are those of the law itself: exact."""
+    law, shape = EquispacedLines(4, 2), (1, 24)
+    masks = draws(law, shape, 200)
+    observed = ObservedMasks([m[None] for m in masks])
+    assert observed.exact
+    q = torch.full((200,), 0.4)
+    kept = masks & (torch.rand(masks.shape, generator=keyed_generator(5)) < 0.4)
+    found, expected = (each.probability_sampled(masks, kept, q) for each in (observed, law))
+    assert float((found - expected)[~kept & (expected > 0.9)].abs().max()) < 1e-6
+    assert float((found - expected).abs().max()) < 0.15, "where nothing is kept, each offset as often as it was seen"
+    assert not ObservedMasks([m[None] for m in draws(RandomLines(3, 4), shape, 30)]).exact
+
+
 @pytest.mark.parametrize(("size", "count"), list(itertools.product([8, 9], [0, 1, 4, 5])))
 def test_the_centre_holds_the_zero_frequency(size: int, count: int) -> None:
     mask = centre_mask(size, count)

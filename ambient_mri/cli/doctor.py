@@ -65,6 +65,7 @@ def examine() -> Iterator[Finding]:
     yield from _packages()
     yield _torchvision()
     yield _gpu()
+    yield _precision()
     yield _bart()
     yield from _extras()
     yield _configuration()
@@ -138,6 +139,20 @@ def _gpu() -> Finding:
         fix = "install a CUDA build of torch (https://pytorch.org), or update the driver"
         return Finding("problem", "gpu", f"there is a driver, but torch {torch.__version__} sees no GPU: {fix}")
     return Finding("note", "gpu", "none: everything runs on the CPU, training slowly")
+
+
+def _precision() -> Finding:
+    try:
+        import torch
+
+        from ambient_mri.denoiser import computes_in_bf16
+    except ImportError as error:
+        return Finding("problem", "bfloat16", f"torch cannot be imported ({error}): install it again")
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    what = "GPU" if kind == "cuda" else "processor"
+    if computes_in_bf16(kind):
+        return Finding("ok", "bfloat16", f"the {what} computes in it: networks run in it")
+    return Finding("note", "bfloat16", f"this {what} only imitates it: networks run in float32, more slowly")
 
 
 def _bart() -> Finding:

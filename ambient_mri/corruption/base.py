@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ambient_mri._checks import AmbientMRIError
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators.base import LinearOperator
 from ambient_mri.tensors import RowGenerators, complex_randn, per_row, randn_like_rows
@@ -120,6 +121,18 @@ class ImageCorruption(Corruption):
     @abstractmethod
     def inclusion(self, m: Measurement) -> Tensor:
         """Pr(a location of y is measured), broadcastable to y."""
+
+    def check_masks(self, masks: Tensor) -> None:
+        """Check that images which are corrupted already can be of this law, by their masks (n, c or 1, H, W) bool.
+
+        Raises:
+            AmbientMRIError: If not: what to choose instead.
+        """
+        raise AmbientMRIError(
+            f"what {type(self).__name__} measures is no image: images that are corrupted already have missing pixels "
+            "(corruption=observed_pixels, pixels, boxes, patches) or noise (corruption=noise). Give clean images, so "
+            "that it is simulated."
+        )
 
     def measure(self, image: Tensor, *, noise_std: float, key: str, generator: torch.Generator) -> Measurement:
         """One image as the world would show it: y = A x + noise.

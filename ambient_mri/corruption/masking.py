@@ -17,6 +17,7 @@ Each law goes with noise as it is: ``noise_std`` belongs to the measurement.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch
@@ -29,9 +30,17 @@ from ambient_mri.masks import IndependentPixels, SamplingLaw
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators.base import LinearOperator
 from ambient_mri.operators.masking import Mask
-from ambient_mri.tensors import RowGenerators, rand_rows
+from ambient_mri.tensors import RowGenerators, keyed_generator, rand_rows
 
 __all__ = ["PixelMasking", "RandomBoxes", "RandomPatches"]
+
+
+# By how much the share of known pixels may differ from its probability.
+_SHARE_TOLERANCE = 0.03
+# Correlation of neighbours up to which pixels count as missing by themselves.
+_CORRELATED = 0.1
+# Further masks that the learnability check tries.
+_CASES = 4
 
 
 class PixelMasking(ThinnedMasks, ImageCorruption):
@@ -79,12 +88,49 @@ class PixelMasking(ThinnedMasks, ImageCorruption):
             f"{never} of the {inclusion.numel()} pixels are missing in every image: what belongs there cannot be "
             "learned. The mask must vary from image to image; with one fixed mask, crop the images to what it shows.",
         )
-        q = torch.tensor([self.keep[1]])
-        mask = torch.zeros(1, 1, *image_shape, dtype=torch.bool)
-        smallest = (
-            float(self.law.probability_sampled(mask, mask, q).min()) if self.law.exact else float(inclusion.min())
+        smallest = min(self._smallest_probability(image_shape, case) for case in range(_CASES))
+        require(
+            smallest > 1e-5,
+            "what a further mask keeps of an image tells which of a few masks it had, and with that, which pixels are "
+            f"missing: {self.law.describe()} never shows these pixels together, and how they go together cannot be "
+            "learned. Masks that vary from image to image are needed.",
         )
         return Learnability(smallest, exact_weights=self.law.exact)
+
+    def _smallest_probability(self, image_shape: tuple[int, int], case: int) -> float:
+        """Of a pixel that B P lacks to have been measured, the smallest; B P is one of its draws."""
+        generator = keyed_generator("learnability", case)
+        mask = self.law.draw(image_shape, generator)
+        q = torch.tensor([0.5 * sum(self.keep)])
+        kept = mask & (torch.rand(mask.shape, generator=generator) < q)
+        if bool((kept == mask).all()):  # B removed nothing: there is no weighted term to look at
+            return 1.0
+        return float(self.law.probability_sampled(mask, kept, q)[~kept.expand_as(mask)].min())
+
+    def check_masks(self, masks: Tensor) -> None:
+        """As many planes as ``per`` says, and as many pixels as independent ones of ``probability`` would leave."""
+        own = "colour" if masks.shape[1] > 1 else "pixel"
+        require(
+            own == self.per,
+            f"the images have a mask for {'each colour' if own == 'colour' else 'all colours'}: give "
+            f"corruption.per={own}.",
+        )
+        if not isinstance(self.law, IndependentPixels):
+            return
+        share, expected = float(masks.float().mean()), self.law.probability
+        centred = masks.float() - share
+        together = [(centred.roll(1, dims=d) * centred).mean() / max(share * (1 - share), 1e-12) for d in (-1, -2)]
+        require(
+            abs(share - expected) < _SHARE_TOLERANCE,
+            f"{share:.1%} of the pixels are known, but corruption.probability is {expected:g}: the weights of the loss "
+            f"would be wrong. Give corruption.probability={share:.3g} where each pixel is missing by itself, or "
+            "corruption=observed_pixels.",
+        )
+        require(
+            float(max(together)) < _CORRELATED,
+            "neighbouring pixels are missing together, and corruption=pixels takes each pixel for missing by itself: "
+            "the weights of the loss would be wrong. Choose corruption=observed_pixels.",
+        )
 
     def _operator(self, m: Measurement, mask: Tensor) -> LinearOperator:
         return Mask(mask)
@@ -111,6 +157,27 @@ class _Rectangle(ImageCorruption):
 
     def forward_operator(self, m: Measurement) -> LinearOperator:
         return Mask(m.mask)
+
+    def check_masks(self, masks: Tensor) -> None:
+        """Each is one rectangle of this size at an allowed place."""
+        inside = self._inside(masks[:, :1])
+        top, left = _corner(inside)
+        sides = [torch.full_like(top, n) for n in self.size]
+        exact = _rectangle((top, left), (sides[0], sides[1]), (masks.shape[-2], masks.shape[-1]))
+        allowed = torch.ones_like(top, dtype=torch.bool)
+        for start, (first, last) in zip((top, left), self.places((masks.shape[-2], masks.shape[-1])), strict=True):
+            allowed &= (start >= first) & (start <= last)
+        wrong = int((~allowed | (exact != inside).flatten(1).any(1)).sum())
+        rows, columns = self.size
+        require(
+            masks.shape[1] == 1 and wrong == 0,
+            f"{wrong} of {len(masks)} masks are not one {self.what} of {rows} x {columns} at an allowed place, for all "
+            "colours: give its corruption.size, or choose corruption=observed_pixels.",
+        )
+
+    @abstractmethod
+    def _inside(self, masks: Tensor) -> Tensor:
+        """The rectangle, of masks."""
 
     def places(self, image_shape: tuple[int, int]) -> list[tuple[int, int]]:
         """First and last allowed index of the top left corner, along rows and columns.
@@ -164,6 +231,9 @@ class RandomBoxes(_Rectangle):
     """
 
     what = "box"
+
+    def _inside(self, masks: Tensor) -> Tensor:
+        return ~masks
 
     def __init__(
         self,
@@ -244,6 +314,9 @@ class RandomPatches(_Rectangle):
     """
 
     what = "patch"
+
+    def _inside(self, masks: Tensor) -> Tensor:
+        return masks
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ambient_mri._checks import require
 from ambient_mri.corruption.base import Further, ImageCorruption, Learnability
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators.base import Identity, LinearOperator
@@ -34,6 +35,14 @@ class AdditiveNoise(ImageCorruption):
     def inclusion(self, m: Measurement) -> Tensor:
         """1 everywhere."""
         return torch.ones(1, 1, 1, 1)
+
+    def check_masks(self, masks: Tensor) -> None:
+        """Nothing is missing."""
+        require(
+            bool(masks.all()),
+            f"{1 - float(masks.float().mean()):.0%} of the pixels are missing, and corruption=noise is noise alone: "
+            "choose corruption=observed_pixels, which goes with noise as well.",
+        )
 
     def further(self, m: Measurement, generators: RowGenerators) -> Further:
         """Nothing is removed."""

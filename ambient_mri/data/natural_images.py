@@ -8,6 +8,15 @@
 
 Integers are divided by the largest number of their type, real numbers are taken to lie in [0, 1]; then [0, 1] becomes
 [-1, 1]. Where there is no split, every tenth image (by a hash of its number) is held out.
+
+Images that are corrupted already, of which no clean version is known, bring in the ``.npz``
+
+| array | content |
+|---|---|
+| ``mask`` | (n, H, W) or (n, H, W, 1 or channels), bool or 0 and 1: where a pixel (or a colour of it) is known |
+| ``noise_std`` | one number or (n,): their noise, counted in [-1, 1], where 25 of 255 grey levels are 0.196 |
+
+either of them or both; in a folder, transparent pixels are unknown. Reals of noisy images may leave [0, 1].
 """
 
 from __future__ import annotations
@@ -21,12 +30,14 @@ import torch
 from torch import Tensor
 
 from ambient_mri._checks import DataError, check_option, require
-from ambient_mri.data.files import PathLike, check_finite_array
+from ambient_mri.data.files import PathLike
 from ambient_mri.data.image_arrays import read_image_arrays
 from ambient_mri.tensors import keyed_generator
 
 __all__ = ["NaturalImages", "load_natural_images"]
 
+# Noise levels by which a pixel may leave its range; eight of them are one in 10^15.
+_NOISE_RANGE = 8
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -39,12 +50,22 @@ class NaturalImages:
         images: (n, H, W, channels), integers or reals in [0, 1].
         train: Numbers of the training images.
         val: Numbers of the held-out ones.
+        mask: (n, H, W, 1 or channels) bool, the pixels that are known, of images that are corrupted already; None of
+            clean ones.
+        noise_std: (n,) their noise, of values in [-1, 1]; None of clean ones.
     """
 
     name: str
     images: np.ndarray
     train: tuple[int, ...]
     val: tuple[int, ...]
+    mask: np.ndarray | None = None
+    noise_std: np.ndarray | None = None
+
+    @property
+    def corrupted(self) -> bool:
+        """Whether these are measurements, with ``mask`` and ``noise_std``, and no clean images."""
+        return self.mask is not None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -59,29 +80,62 @@ class NaturalImages:
         values = torch.from_numpy(np.moveaxis(stored, -1, 0).astype(np.float32))[None]
         return values.mul_(2 / high).sub_(1)
 
+    def known(self, index: int) -> Tensor:
+        """The mask of one image that is corrupted already, (1, 1 or channels, H, W) bool."""
+        require(self.mask is not None, f"{self.name} holds clean images: no pixel of them is missing.", DataError)
+        return torch.from_numpy(np.moveaxis(self.mask[index], -1, 0).copy())[None]  # type: ignore[index]
 
-def load_natural_images(path: PathLike, *, channels: int | None = None, val_share: float = 0.1) -> NaturalImages:
+
+def load_natural_images(
+    path: PathLike,
+    *,
+    channels: int | None = None,
+    val_share: float = 0.1,
+    corrupted: bool | None = False,
+    noise_std: float = 0.0,
+) -> NaturalImages:
     """Read natural images in any of the layouts of this module.
 
     Args:
         path: ``.npz`` or ``.npy`` file, or a folder of pictures.
         channels: 1 (colours are averaged) or 3 (grey is repeated); as they are when None.
         val_share: Share held out where the file brings no split.
+        corrupted: Whether they are corrupted already; None: where the file brings ``mask`` or ``noise_std``.
+        noise_std: Of images that are corrupted already, where the file does not say it, of values in [-1, 1].
 
     Raises:
         DataError: If the file is missing, damaged or in another layout, or pictures differ in size.
     """
     source = Path(path).expanduser()
-    arrays = {"images": _read_folder(source, channels)} if source.is_dir() else _read_arrays(source)
-    images = _with_channels(_checked(arrays["images"], source), channels)
-    split = arrays.get("split")
+    arrays = _read_folder(source, channels, bool(corrupted)) if source.is_dir() else _read_arrays(source)
+    measured = bool({"mask", "noise_std"} & {*arrays}) if corrupted is None else corrupted
+    levels = _noise_of(arrays, noise_std, source) if measured else None
+    images = _checked(arrays["images"], source, 0.0 if levels is None else float(levels.max()))
+    mask = _mask_of(arrays, images, source) if measured else None
+    train, val = _split(arrays.get("split"), len(images), val_share, source)
+    if measured:
+        require(
+            channels in (None, images.shape[-1]),
+            f"{source}: its {images.shape[-1]} channels are corrupted one by one, and cannot be made {channels}: leave "
+            "channels out.",
+            DataError,
+        )
+        return NaturalImages(source.name, images, train, val, mask, levels)
+    return NaturalImages(source.name, _with_channels(images, channels), train, val)
+
+
+def _split(
+    split: np.ndarray | None, count: int, val_share: float, source: Path
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Numbers of the training images and of those held out."""
     if split is None:
-        draws = [float(torch.rand(1, generator=keyed_generator("held out", i))) for i in range(len(images))]
+        draws = [float(torch.rand(1, generator=keyed_generator("held out", i))) for i in range(count)]
         held_out = np.array(draws) < val_share
+        usable = ~held_out
     else:
         require(
-            split.shape == (len(images),),
-            f"{source}: split must have one entry for each of the {len(images)} images; got {split.shape}.",
+            split.shape == (count,),
+            f"{source}: split must have one entry for each of the {count} images; got {split.shape}.",
             DataError,
         )
         names = split.astype(str)
@@ -91,12 +145,56 @@ def load_natural_images(path: PathLike, *, channels: int | None = None, val_shar
             f"{source}: split says train, val or test for every image; found {', '.join(unknown[:3])}.",
             DataError,
         )
-        held_out = names == "val"
-    numbers = np.arange(len(images))
-    usable = ~held_out if split is None else names == "train"
-    train, val = numbers[usable].tolist(), numbers[held_out].tolist()
-    require(bool(train), f"{source}: no image is left to train on.", DataError)
-    return NaturalImages(source.name, images, tuple(train), tuple(val))
+        held_out, usable = names == "val", names == "train"
+    numbers = np.arange(count)
+    require(bool(usable.any()), f"{source}: no image is left to train on.", DataError)
+    return tuple(numbers[usable].tolist()), tuple(numbers[held_out].tolist())
+
+
+def _noise_of(arrays: dict[str, np.ndarray], noise_std: float, source: Path) -> np.ndarray:
+    """(n,) noise of images that are corrupted already: the file's, or ``noise_std``."""
+    count, stored = len(arrays["images"]), arrays.get("noise_std")
+    require(
+        stored is None or noise_std == 0,
+        f"{source}: says its own noise_std: leave data.noise_std out, or that array.",
+        DataError,
+    )
+    levels = np.asarray(noise_std if stored is None else stored, dtype=np.float64)
+    require(
+        levels.shape in ((), (1,), (count,)) and bool((np.isfinite(levels) & (levels >= 0)).all()),
+        f"{source}: noise_std must be one number, or one for each of the {count} images, and not negative; got shape "
+        f"{levels.shape}.",
+        DataError,
+    )
+    require(
+        float(levels.max(initial=0)) < 4,
+        f"{source}: noise_std counts values in [-1, 1], where 25 of 255 grey levels are 0.196; got {levels.max():.3g}.",
+        DataError,
+    )
+    return np.broadcast_to(levels, (count,)).copy()
+
+
+def _mask_of(arrays: dict[str, np.ndarray], images: np.ndarray, source: Path) -> np.ndarray:
+    """(n, H, W, 1 or channels) bool; everything is known where there is no mask."""
+    stored = arrays.get("mask")
+    if stored is None:
+        return np.ones((*images.shape[:3], 1), dtype=bool)
+    mask = stored[..., None] if stored.ndim == 3 else stored
+    require(
+        mask.shape in ((*images.shape[:3], 1), images.shape),
+        f"{source}: mask must have the shape {images.shape[:3]} of the images, or one plane a colour; got "
+        f"{stored.shape}.",
+        DataError,
+    )
+    known = mask.astype(bool)
+    require(
+        mask.dtype == bool or bool((known == mask).all()),
+        f"{source}: mask must be bool, or 0 where a pixel is missing and 1 where it is known; got other numbers.",
+        DataError,
+    )
+    without = np.flatnonzero(~known.reshape(len(known), -1).any(axis=1))
+    require(not len(without), f"{source}: image {without[:1]} has no known pixel: leave it out.", DataError)
+    return known
 
 
 def _read_arrays(source: Path) -> dict[str, np.ndarray]:
@@ -106,18 +204,21 @@ def _read_arrays(source: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _read_folder(folder: Path, channels: int | None) -> np.ndarray:
-    """Every picture below a folder, sorted by name, (n, H, W, channels) uint8."""
+def _read_folder(folder: Path, channels: int | None, corrupted: bool) -> dict[str, np.ndarray]:
+    """Every picture below a folder, sorted by name: ``images`` (n, H, W, channels) uint8, and ``mask`` if corrupted."""
     from PIL import Image
 
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
     require(len(files) > 0, f"{folder}: holds no {', '.join(_SUFFIXES)} picture.", DataError)
     pictures: list[np.ndarray] = []
+    known: list[np.ndarray] = []
     for file in files:
         try:
             with Image.open(file) as opened:
-                _check_picture(opened, file)
-                picture = np.asarray(opened.convert("L" if channels == 1 else "RGB"))
+                known.append(_opaque(opened, file, corrupted))
+                # Colours that were measured are neither averaged nor repeated.
+                grey = opened.mode in ("1", "L", "LA") if corrupted else channels == 1
+                picture = np.asarray(opened.convert("L" if grey else "RGB"))
         except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on damaged files
             raise DataError(f"{file}: cannot be read as a picture ({error}). Is the file complete?") from error
         pictures.append(picture if picture.ndim == 3 else picture[..., None])
@@ -126,11 +227,16 @@ def _read_folder(folder: Path, channels: int | None) -> np.ndarray:
             f"{file}: is {picture.shape}, {files[0].name} is {pictures[0].shape}: crop or resize to one size.",
             DataError,
         )
-    return np.stack(pictures)
+    return {"images": np.stack(pictures), **({"mask": np.stack(known)} if corrupted else {})}
 
 
-def _check_picture(picture: Any, file: Path) -> None:
-    """Eight bits a colour, and nothing transparent: the rest would be cut off in silence."""
+def _opaque(picture: Any, file: Path, corrupted: bool) -> np.ndarray:
+    """(H, W) bool, where a picture of eight bits a colour is not transparent.
+
+    Raises:
+        DataError: If it has more bits, which would be cut off in silence; if it is transparent anywhere and stands for
+            a clean image; if it is half transparent.
+    """
     deep = picture.mode == "F" or picture.mode.startswith("I")
     require(
         not deep,
@@ -138,12 +244,28 @@ def _check_picture(picture: Any, file: Path) -> None:
         DataError,
     )
     full = picture.convert("RGBA") if "transparency" in picture.info else picture  # palettes have no such band
-    alpha = full.getchannel("A").getextrema()[0] if "A" in full.getbands() else 255
-    require(alpha == 255, f"{file}: has transparent pixels: put it on a background first.", DataError)
+    if "A" not in full.getbands():
+        return np.ones(picture.size[::-1], dtype=bool)
+    alpha = np.asarray(full.getchannel("A"))
+    require(
+        corrupted or int(alpha.min()) == 255,
+        f"{file}: has transparent pixels: put it on a background first; or, if they are missing ones, say "
+        "data.corrupted=true.",
+        DataError,
+    )
+    require(
+        bool(np.isin(alpha, (0, 255)).all()),
+        f"{file}: has half transparent pixels; a pixel is known (opaque) or missing (transparent).",
+        DataError,
+    )
+    return alpha == 255
 
 
-def _checked(images: np.ndarray, source: Path) -> np.ndarray:
-    """(n, H, W, channels), finite, in a known range; integers that are bytes (nothing above 255) become bytes."""
+def _checked(images: np.ndarray, source: Path, noise_std: float) -> np.ndarray:
+    """(n, H, W, channels), finite, in a known range; integers that are bytes (nothing above 255) become bytes.
+
+    Reals may leave [0, 1] by what noise of ``noise_std`` (of values in [-1, 1]) explains.
+    """
     stack = images[..., None] if images.ndim == 3 else images
     require(
         stack.ndim == 4 and stack.size > 0 and stack.shape[-1] in (1, 3) and stack.dtype.kind in "uif",
@@ -160,11 +282,17 @@ def _checked(images: np.ndarray, source: Path) -> np.ndarray:
         )
         stack = stack if sixteen else stack.astype(np.uint8)
     if stack.dtype.kind == "f":
-        check_finite_array(stack, "images", source)
-        low, high = float(stack.min()), float(stack.max())
         require(
-            low >= 0 and high <= 1,
-            f"{source}: real images must lie in [0, 1]; found {low:.3g} to {high:.3g}. Rescale them.",
+            bool(np.isfinite(stack).all()),
+            f"{source}: images hold NaN or infinite numbers. If these pixels are missing, put 0 there and give `mask` "
+            "(n, H, W), 1 where a pixel is known.",
+            DataError,
+        )
+        low, high, beyond = float(stack.min()), float(stack.max()), _NOISE_RANGE * noise_std / 2
+        more = f", give or take their noise of {noise_std:g}" if noise_std else ""
+        require(
+            low >= -beyond and high <= 1 + beyond,
+            f"{source}: real images must lie in [0, 1]{more}; found {low:.3g} to {high:.3g}. Rescale them.",
             DataError,
         )
     return stack

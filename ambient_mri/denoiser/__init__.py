@@ -22,7 +22,13 @@ from ambient_mri.denoiser.ambient import AmbientDenoiser, ConditionalDenoiser
 from ambient_mri.denoiser.base import Denoiser
 from ambient_mri.denoiser.clean import CleanDenoiser
 from ambient_mri.denoiser.gaussian import GaussianDenoiser
-from ambient_mri.denoiser.preconditioning import ProfileEncoder, apply_network, output_scale
+from ambient_mri.denoiser.preconditioning import (
+    ProfileEncoder,
+    apply_network,
+    computes_in_bf16,
+    output_scale,
+    runs_in_bf16,
+)
 
 __all__ = [
     "AmbientDenoiser",
@@ -32,5 +38,7 @@ __all__ = [
     "GaussianDenoiser",
     "ProfileEncoder",
     "apply_network",
+    "computes_in_bf16",
     "output_scale",
+    "runs_in_bf16",
 ]

@@ -32,7 +32,8 @@ class CleanDenoiser(Denoiser):
         sigma_max: Highest sigma.
         profile: The mask encoder of an ambient network, so that its weights can be taken over; sees a full mask.
         mask_channels: As for :class:`ConditionalDenoiser`; sees a full mask, too.
-        precision: ``"bf16"`` runs the network under autocast; the preconditioning stays in float32.
+        precision: ``"bf16"`` runs the network under autocast where the device computes in it, in float32 elsewhere; the
+            preconditioning stays in float32.
         error_frequencies: Size of a head that learns the denoiser's error at every sigma; 0 for none.
         covariance: As for :class:`ConditionalDenoiser`: x_lin is then the Wiener filter of that model.
     """

@@ -11,15 +11,24 @@ the number that the inverse-probability weights of ambient training need (method
     independent lines, p:             p (1 - q) / (1 - p q)
     n of N lines, k of them kept:     (n - k) / (N - k)
     equispaced, random offset:        1 once a line is kept (the offset is known), else the posterior of the offset
+    a few masks that recur:           the posterior of the mask
 
-and marginal, therefore approximate, for Poisson discs (``exact`` is False there). 1-D laws vary along the last axis,
+and marginal, therefore approximate, for Poisson discs and where each scan has a mask of its own (``exact`` is False
+there). 1-D laws vary along the last axis,
 the phase-encode axis of fastMRI files; the readout is fully sampled.
 """
 
 from __future__ import annotations
 
-from ambient_mri.masks.base import SamplingLaw, always_on, centre_mask, centre_on, effective_acceleration
-from ambient_mri.masks.lines import EquispacedLines, IndependentLines, RandomLines, comb_probability
+from ambient_mri.masks.base import (
+    SamplingLaw,
+    always_on,
+    centre_mask,
+    centre_on,
+    comb_probability,
+    effective_acceleration,
+)
+from ambient_mri.masks.lines import EquispacedLines, IndependentLines, RandomLines
 from ambient_mri.masks.observed import ObservedMasks
 from ambient_mri.masks.planes import IndependentPixels, PoissonDisc
 

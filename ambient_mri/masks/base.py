@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ambient_mri.tensors import keyed_generator
 
-__all__ = ["SamplingLaw", "always_on", "centre_mask", "centre_on", "effective_acceleration"]
+__all__ = ["SamplingLaw", "always_on", "centre_mask", "centre_on", "comb_probability", "effective_acceleration"]
 
 
 def centre_mask(size: int, count: int) -> Tensor:
@@ -26,6 +26,33 @@ def effective_acceleration(mask: Tensor, acquired: Tensor | None = None) -> floa
     """Locations that could be acquired over locations that were; ``acquired`` leaves zero padding out of the count."""
     possible = torch.ones_like(mask) if acquired is None else acquired.expand_as(mask)
     return float(possible.sum() / (mask & possible).sum().clamp_min(1))
+
+
+def comb_probability(
+    combs: Tensor, always: Tensor, kept: Tensor, keep: Tensor, counts: Tensor | None = None
+) -> Tensor:
+    """Pr(P_j = 1 | B P, q) of a law that draws one of a few masks ("combs"): the posterior of the comb.
+
+    Args:
+        combs: (n, W) or (n, H, W) bool, the sampled locations of each comb, the always-sampled ones left out.
+        always: (1, 1, 1 or H, W) bool.
+        kept: B P, (b, 1, 1 or H, W) bool.
+        keep: q, (b,).
+        counts: (n,) how often each comb is drawn, up to a factor; equally often when None.
+
+    Returns:
+        (b, 1, 1 or H, W) float.
+    """
+    flat = combs.flatten(1)
+    lines = (kept & ~always).flatten(1)  # (b, L)
+    outside = lines.double() @ (~flat).double().mT  # kept locations that a comb does not have
+    removed = flat.sum(-1)[None] - lines.sum(-1)[:, None]
+    chance = removed * torch.log1p(-keep.to(kept.device).double())[:, None]
+    if counts is not None:
+        chance = chance + counts.to(kept.device).double().log()
+    posterior = torch.softmax(chance.masked_fill(outside > 0, -torch.inf), dim=1).nan_to_num(0.0)
+    probability = (posterior @ flat.double()).float().reshape(len(kept), *always.shape[1:])
+    return torch.where(always, torch.ones_like(probability), probability)
 
 
 class SamplingLaw(ABC):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ambient_mri._checks import require
-from ambient_mri.masks.base import SamplingLaw, centre_mask
+from ambient_mri.masks.base import SamplingLaw, centre_mask, comb_probability
 from ambient_mri.tensors import per_row
 
-__all__ = ["EquispacedLines", "IndependentLines", "RandomLines", "comb_probability"]
+__all__ = ["EquispacedLines", "IndependentLines", "RandomLines"]
 
 
 @dataclass(frozen=True, eq=True)
@@ -121,24 +121,3 @@ class EquispacedLines(_Lines):
 
     def inclusion_probability(self, shape: tuple[int, int]) -> Tensor:
         return torch.where(self.always(shape), 1.0, self._combs(shape[1]).double().mean(0)).double()
-
-
-def comb_probability(combs: Tensor, always: Tensor, kept: Tensor, keep: Tensor) -> Tensor:
-    """Pr(P_j = 1 | B P, q) of a law that draws one of a few combs, all equally probable: the posterior of the comb.
-
-    Args:
-        combs: (n, W) bool, the sampled lines of each comb, the always-sampled lines left out.
-        always: (1, 1, 1, W) bool.
-        kept: B P, (b, 1, 1, W) bool.
-        keep: q, (b,).
-
-    Returns:
-        (b, 1, 1, W) float.
-    """
-    lines = kept[:, 0, 0] & ~always[0, 0, 0]  # (b, W)
-    consistent = ~(lines[:, None] & ~combs[None]).any(dim=-1)  # (b, n): no kept line outside the comb
-    chance = (1 - keep.to(kept.device).double()[:, None]) ** (combs.sum(-1)[None] - lines.sum(-1)[:, None])
-    posterior = torch.where(consistent, chance, torch.zeros_like(chance))
-    posterior = posterior / posterior.sum(dim=1, keepdim=True).clamp_min(1e-300)
-    probability = (posterior @ combs.double()).float()[:, None, None]
-    return torch.where(always, torch.ones_like(probability), probability)

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from ambient_mri._checks import require
-from ambient_mri.masks.base import SamplingLaw, effective_acceleration
+from ambient_mri.masks.base import SamplingLaw, comb_probability, effective_acceleration
 from ambient_mri.tensors import per_row
 
 __all__ = ["ObservedMasks"]
+
+# As many masks as this are told apart, where each is seen twice or more.
+_RECURRING = 64
 
 
 class ObservedMasks(SamplingLaw):
@@ -23,9 +26,9 @@ class ObservedMasks(SamplingLaw):
         strength: Weight of the mean frequency, in scans (the estimate from few scans must not be 0 or 1 by chance).
 
     A line sampled in every scan counts as always sampled; one that none samples is a hole (see the learnability check).
+    Where few masks recur, again and again, the law is that of these masks: what B keeps says which of them it was
+    (:func:`~ambient_mri.masks.comb_probability`), and its weights are exact.
     """
-
-    exact = False
 
     def __init__(self, masks: Sequence[Tensor], strength: float = 4.0) -> None:
         require(len(masks) > 0, "ObservedMasks needs at least one mask.")
@@ -38,6 +41,10 @@ class ObservedMasks(SamplingLaw):
         mean = frequency[partial].mean() if bool(partial.any()) else frequency.mean()
         shrunk = (frequency * len(masks) + strength * mean) / (len(masks) + strength)
         self.frequency = torch.where(partial, shrunk, frequency)
+        different, self.counts = torch.unique(self.masks, dim=0, return_counts=True)
+        recurring = len(different) <= min(len(masks) // 2, _RECURRING)
+        self.combs = (different & ~self._always)[:, 0] if recurring else None
+        self.exact = recurring
 
     def draw(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
         index = int(torch.randint(len(self.masks), (1,), generator=generator))
@@ -47,6 +54,9 @@ class ObservedMasks(SamplingLaw):
         return self._always
 
     def probability_sampled(self, mask: Tensor, kept: Tensor, keep: Tensor) -> Tensor:
+        if self.combs is not None:
+            always = self._always.to(mask.device)
+            return comb_probability(self.combs.to(mask.device), always, kept, keep, self.counts)
         p, q = self.frequency.to(mask.device, torch.float32), per_row(keep, mask.float())
         return torch.where(p >= 1, torch.ones_like(p), p * (1 - q) / (1 - p * q)).expand(mask.shape)
 

@@ -2,7 +2,8 @@
 
     y = A x0 + noise      A and the noise are functions of (data seed, image), the same in every epoch, worker and run
 
-A :class:`CorruptedImages` gives measurements alone: with an ambient objective no clean image reaches training.
+A :class:`CorruptedImages` gives measurements alone: with an ambient objective no clean image reaches training. Images
+that are corrupted already are their own measurements: nothing is drawn, and there is no clean one to be had.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ambient_mri.data.natural_images import NaturalImages, load_natural_images
 from ambient_mri.measurement import Measurement
 from ambient_mri.stationary import fit_stationary, products_of
 from ambient_mri.tensors import keyed_generator
-from ambient_mri.training.draws import digest, draw_of_pictures
+from ambient_mri.training.draws import Draw, digest, draw_of_pictures
 from ambient_mri.training.estimates import evenly_spaced
 from ambient_mri.training.provenance import short_hash
 from ambient_mri.training.restored import RestoredImages, made_by, stored_numbers
@@ -69,6 +70,8 @@ class CorruptedImages(Dataset[Measurement]):
 
     def __getitem__(self, index: int) -> Measurement:
         number = self.numbers[index]
+        if self._images.corrupted:
+            return self._as_it_is(number)
         generator = keyed_generator(self.seed, "image", number)
         low, high = self.noise_std
         share = float(torch.rand(1, generator=generator))
@@ -79,6 +82,12 @@ class CorruptedImages(Dataset[Measurement]):
             key=f"{self._images.name}/{number}",
             generator=generator,
         )
+
+    def _as_it_is(self, number: int) -> Measurement:
+        mask, levels = self._images.known(number), self._images.noise_std
+        level = torch.tensor([0.0 if levels is None else levels[number]], dtype=torch.float32)
+        y, key = self._images.image(number) * mask, f"{self._images.name}/{number}"
+        return Measurement(y, mask, None, level, torch.ones(1), (key,), axes=())
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -116,6 +125,7 @@ class ImageSplit:
         seed: Data seed.
         manifest: Plain data on the set.
         references: Folder of restorations that stand for the images (the M-step of EM); None for the images themselves.
+        corruption: The law of A; given by :meth:`drawn_by`.
     """
 
     images: NaturalImages
@@ -123,24 +133,30 @@ class ImageSplit:
     seed: int
     manifest: dict[str, Any]
     references: Path | None = None
+    corruption: ImageCorruption | None = None
 
     def drawn_by(self, corruption: ImageCorruption) -> ImageSplit:
-        """The same, with the draw of its measurements in the manifest."""
+        """The same under a law of A, with the draw of its measurements in the manifest."""
         subject = digest(np.ascontiguousarray(self.images.images).tobytes())
-        draw = draw_of_pictures(self.manifest["set"], self.manifest["settings"], corruption.describe(), [subject])
-        return replace(self, manifest={**self.manifest, "draw": draw.plain()})
+        if self.images.corrupted:
+            draw = Draw(self.manifest["set"], {}, frozenset([subject]), frozenset([self.images.name]))
+        else:
+            draw = draw_of_pictures(self.manifest["set"], self.manifest["settings"], corruption.describe(), [subject])
+        return replace(self, corruption=corruption, manifest={**self.manifest, "draw": draw.plain()})
 
-    def corrupted(self, corruption: ImageCorruption, part: str) -> CorruptedImages | None:
+    def corrupted(self, part: str) -> CorruptedImages | None:
         """Measurements of a part, "train" or "val"; None where it is empty."""
         numbers = self.images.train if part == "train" else self.images.val
-        options = {"noise_std": self.noise_std, "seed": self.seed}
-        return CorruptedImages(self.images, numbers, corruption, **options) if numbers else None  # type: ignore[arg-type]
+        return self._measured(numbers) if numbers else None
 
-    def corrupted_parts(self, corruption: ImageCorruption, *, held_out: int | None) -> list[CorruptedImages]:
+    def corrupted_parts(self, *, held_out: int | None) -> list[CorruptedImages]:
         """Measurements of the training images, then of the first ``held_out`` of the others (all where None)."""
-        options = {"noise_std": self.noise_std, "seed": self.seed}
-        parts = (self.images.train, self.images.val[:held_out])
-        return [CorruptedImages(self.images, n, corruption, **options) for n in parts if n]  # type: ignore[arg-type]
+        return [self._measured(n) for n in (self.images.train, self.images.val[:held_out]) if n]
+
+    def _measured(self, numbers: tuple[int, ...]) -> CorruptedImages:
+        if self.corruption is None:
+            raise DataError(f"{self.images.name}: how its images are corrupted is not said; see drawn_by.")
+        return CorruptedImages(self.images, numbers, self.corruption, noise_std=self.noise_std, seed=self.seed)
 
     def clean(self, part: str) -> ImageDataset | None:
         """Images of a part, or the restorations that stand for them; None where there is none."""
@@ -150,6 +166,12 @@ class ImageSplit:
                 there = stored_numbers(self.references)
                 numbers = tuple(n for n in numbers if n in there)
             return RestoredImages(self.references, numbers, self.images.name) if numbers else None
+        require(
+            not self.images.corrupted,
+            f"{self.images.name} holds images that are corrupted already: there is no clean one to train on. Choose "
+            "objective=ambient, and objective=em after it.",
+            DataError,
+        )
         return CleanImages(self.images, numbers) if numbers else None
 
     def val_references(self) -> tuple[Path, ...]:
@@ -167,7 +189,9 @@ class ImageFolder:
         file: Name of the file inside ``root``; None where ``root`` is the set itself.
         channels: 1 or 3; as they are when None.
         noise_std: Noise that is added to every image's measurement, per real part of values in [-1, 1]; a number, or a
-            range to draw from.
+            range to draw from. Of images that are corrupted already, the noise that is in them: a number.
+        corrupted: Whether the images are corrupted already, by a mask or noise of their own; None: where the file says
+            so, by the arrays of :mod:`ambient_mri.data.natural_images`.
         val_share: Share held out where the file brings no split.
         seed: Data seed: with an image's number it decides everything that belongs to the image.
         page: Where the data are to be had.
@@ -183,6 +207,7 @@ class ImageFolder:
         file: str | None = None,
         channels: int | None = None,
         noise_std: float | tuple[float, float] = 0.0,
+        corrupted: bool | None = None,
         val_share: float = 0.1,
         seed: int = 0,
         page: str = "",
@@ -195,6 +220,7 @@ class ImageFolder:
             f"noise_std must be zero, a positive number, or a range of positive numbers; got {noise_std}.",
         )
         self.name, self.root, self.file, self.channels = name, root, file, channels
+        self.corrupted = corrupted
         self.noise_std, self.val_share, self.seed = (float(low), float(high)), val_share, seed
         self.page, self.licence = page, licence
         self.references = None if references is None else Path(references).expanduser().resolve()
@@ -206,28 +232,40 @@ class ImageFolder:
             DataError: If they are not there or cannot be read.
         """
         path = self._path()
-        images = load_natural_images(path, channels=self.channels, val_share=self.val_share)
+        low, high = self.noise_std
+        images = load_natural_images(
+            path, channels=self.channels, val_share=self.val_share, corrupted=self.corrupted, noise_std=high
+        )
+        require(
+            not images.corrupted or low == high,
+            f"noise_std={[low, high]} is a range to draw from; the noise of images that are corrupted already is one "
+            "number, or an array noise_std (n,) beside them.",
+            DataError,
+        )
+        levels = self.noise_std
+        if images.noise_std is not None:
+            levels = float(images.noise_std.min()), float(images.noise_std.max())
         settings: dict[str, Any] = {
             "set": self.name,
             "file": path.name,
             "channels": self.channels,
-            "noise_std": list(self.noise_std),
+            "noise_std": list(levels),
         }
         settings |= {"seed": self.seed, "val_share": self.val_share, "images": _digest(images)}
         if self.references is not None:
             settings["restorations"] = made_by(self.references)
         manifest = {
             "set": self.name,
-            "simulated": True,
+            "simulated": not images.corrupted,
             "images": len(images.train),
             "held_out_images": len(images.val),
             "image_shape": list(images.shape),
-            "noise_std": list(self.noise_std),
+            "noise_std": list(levels),
             "licence": self.licence,
             "settings": settings,
             "hash": short_hash(settings),
         }
-        return ImageSplit(images, self.noise_std, self.seed, manifest, self.references)
+        return ImageSplit(images, levels, self.seed, manifest, self.references)
 
     def _path(self) -> Path:
         where = f" They come from {self.page}." if self.page else ""
@@ -268,9 +306,11 @@ def covariance_of_images(data: ImageDataset, *, count: int = 512) -> dict[str, A
 
 
 def _digest(images: NaturalImages) -> str:
-    """A short hash of the pixels and of the split."""
+    """A short hash of the pixels, of the split, and of what is missing and how noisy the rest is."""
     held_out: Tensor = torch.zeros(len(images.images), dtype=torch.uint8)
     held_out[list(images.val)] = 1
     content = hashlib.sha256(np.ascontiguousarray(images.images).tobytes())
     content.update(held_out.numpy().tobytes())
+    for own in (images.mask, images.noise_std):
+        content.update(b"" if own is None else own.tobytes())
     return content.hexdigest()[:16]

@@ -47,7 +47,7 @@ from ambient_mri.training.natural import ImageFolder, ImageSplit
 from ambient_mri.training.natural_em import assess_images, restoration
 from ambient_mri.training.provenance import write_json
 from ambient_mri.training.run import IDENTITY, check_same_run, train
-from ambient_mri.training.setup import build, check_devices, record_scans, require_chain, scan_set
+from ambient_mri.training.setup import build, check_devices, image_split, record_scans, require_chain, scan_set
 from ambient_mri.training.shared_work import is_first, share
 from ambient_mri.training.sources import ScanSet
 
@@ -85,7 +85,7 @@ def expectation_maximisation(cfg: DictConfig) -> Path:
     )
     check_devices(cfg.trainer)
     _open(cfg, run_dir)
-    scans = build(cfg.data).load().drawn_by(build(cfg.corruption)) if images else scan_set(cfg, run_dir)
+    scans = image_split(cfg) if images else scan_set(cfg, run_dir)
     require_chain(cfg, draw_of(scans.manifest), run_dir)
     first = find_prior(cfg.init) if cfg.em.first == "prior" else None
     if first is not None:
@@ -175,7 +175,7 @@ def _e_step(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior | None, i
         if isinstance(scans, ScanSet):
             step = by_prior(prior, sampler, seed, files, images, batch_size=batch_size)
         else:
-            parts = scans.corrupted_parts(build(cfg.corruption), held_out=cfg.loader.val_items)
+            parts = scans.corrupted_parts(held_out=cfg.loader.val_items)
             step = restoration(prior, sampler, seed, parts, folder=images, batch_size=batch_size)
         card = {"method": sampler.name, "steps": sampler.steps, "sigma_max": sampler.sigma_max, "seed": seed}
         card["weights"] = _digest(prior)
@@ -235,12 +235,13 @@ def _held_out(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior) -> Ass
     settings = Settings(**{k: v for k, v in _plain(cfg.em.assess).items() if k != "val_volumes"})
     sampler = _sampler(cfg, prior)
     if not isinstance(scans, ScanSet):
-        (data,) = scans.corrupted_parts(build(cfg.corruption), held_out=None)[1:]
+        (data,) = scans.corrupted_parts(held_out=None)[1:]
         judged = [data.numbers[i] for i in evenly_spaced(len(data), settings.slices)]
-        images = {f"{scans.images.name}/{n}": scans.images.image(n) for n in judged}
+        known = [] if scans.images.corrupted else judged
+        images = {f"{scans.images.name}/{n}": scans.images.image(n) for n in known}
         return assess_images(prior, data, sampler=sampler, settings=settings, references=images, seed=cfg.seed)
-    known = scans.val_references()
-    references = ImageDataset(known).by_key() if known else {}
+    files = scans.val_references()
+    references = ImageDataset(files).by_key() if files else {}
     return assess(prior, scans.val, sampler=sampler, settings=settings, references=references, seed=cfg.seed)
 
 

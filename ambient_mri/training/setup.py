@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +51,7 @@ __all__ = [
     "build",
     "check_devices",
     "check_law",
+    "image_split",
     "record_scans",
     "require_chain",
     "scan_set",
@@ -61,6 +61,8 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _SCANS_TO_CHECK = 32
+# Masks that the law of images which are corrupted already is estimated from, at most.
+_MASKS_OF_A_LAW = 4096
 # Arguments of models that measurements are needed for.
 _AMBIENT_ONLY = ("e0", "cg_iterations")
 
@@ -155,19 +157,19 @@ def set_up(cfg: DictConfig, run_dir: Path) -> Setup:
 
 
 def _set_up_images(cfg: DictConfig, run_dir: Path) -> Setup:
-    """The same for images, which are corrupted as they are read; a run that goes on must find the same images."""
-    corruption = build(cfg.corruption)
+    """The same for images, corrupted as they are read or before; a run that goes on must find the same images."""
     require(
-        isinstance(corruption, ImageCorruption),
+        issubclass(get_class(cfg.corruption._target_), ImageCorruption),
         f"data={cfg.data.name} are images: choose a corruption of images, such as corruption=pixels; "
-        f"{type(corruption).__name__} is one of k-space.",
+        f"{get_class(cfg.corruption._target_).__name__} is one of k-space.",
     )
     require(
         cfg.augmentation is None,
         f"the augmentation of k-space does not commute with corruptions of images: data={cfg.data.name} needs "
         "augmentation=null (or +images=base, which says so among other things).",
     )
-    split: ImageSplit = build(cfg.data).load().drawn_by(corruption)
+    split = image_split(cfg)
+    corruption: Any = split.corruption
     require(
         not isinstance(corruption, AdditiveNoise) or max(split.noise_std) > 0,
         "corruption=noise without noise leaves the images clean: give data.noise_std, such as data.noise_std=0.1.",
@@ -179,12 +181,34 @@ def _set_up_images(cfg: DictConfig, run_dir: Path) -> Setup:
     log.info("learnable: %s", "; ".join([f"smallest eigenvalue {result.smallest_eigenvalue:.2g}", *result.notes]))
     extra = {"corruption": corruption} if "corruption" in cfg.objective else {}
     objective: Objective = build(cfg.objective, **extra)
-    pick = split.clean if objective.kind == "clean" else partial(split.corrupted, corruption)
+    pick = split.clean if objective.kind == "clean" else split.corrupted
     loader = {k: v for k, v in cfg.loader.items() if k not in ("in_memory", "memory_gb")}
     train: Any = pick("train")
     data = TrainingData(train, pick("val"), max_steps=cfg.trainer.max_steps, seed=cfg.seed, **loader)
     write_json(stored, split.manifest)
     return Setup(corruption, objective, split, data)
+
+
+def image_split(cfg: DictConfig) -> ImageSplit:
+    """The images of a run under their corruption: as configured, or with the law of their own masks.
+
+    Raises:
+        AmbientMRIError: For images that are missing or damaged, or whose masks are not those of the configured law.
+    """
+    split: ImageSplit = build(cfg.data).load()
+    own, images = cfg.corruption.get("law") == "observed", split.images
+    require(
+        images.corrupted or not own,
+        f"corruption.law=observed is that of images that are corrupted already; {images.name} brings no `mask`. Choose "
+        "corruption=pixels, or another corruption to simulate.",
+    )
+    picked = [images.train[i] for i in evenly_spaced(len(images.train), _MASKS_OF_A_LAW)] if images.corrupted else []
+    masks = [images.known(i) for i in picked]
+    law = {"law": ObservedMasks([plane[None, None] for mask in masks for plane in mask[0]])} if own else {}
+    corruption: ImageCorruption = build(cfg.corruption, **law)
+    if masks:
+        corruption.check_masks(torch.cat(masks))
+    return split.drawn_by(corruption)
 
 
 def scan_set(cfg: DictConfig, run_dir: Path) -> ScanSet:

@@ -60,7 +60,7 @@ class Ledger:
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows to the file, with what other runs added since it was read."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._alone():
+        with alone(self.path.parent):
             command, settings = self.command, {**self.settings, **self.named}
             if self.path.is_file():
                 found = read_records(self.path)
@@ -105,15 +105,16 @@ class Ledger:
         """The file's settings with this run's named ones."""
         return {**found.settings, **{k: {**found.settings.get(k, {}), **v} for k, v in self.named.items()}}
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """No other run writes to the folder meanwhile."""
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(folder)
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No other run writes to the folder meanwhile."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def provenance(prior: Prior) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from priors_plan import BUDGETS, Budget, acs_lines, data_overrides, data_root
 from training_runs import arguments_of, train_once
 
 from ambient_mri.data.datasets import ImageDataset
+from ambient_mri.denoiser import runs_in_bf16
 from ambient_mri.prior import Prior, load_prior
 from ambient_mri.report.records import append_records, read_records
 from ambient_mri.report.tables import markdown_table
@@ -122,7 +123,7 @@ def _pass(prior: Prior, inputs: torch.Tensor) -> None:
     model.requires_grad_(True)
     noise = torch.zeros(len(inputs), device=inputs.device)
     condition = torch.ones(len(inputs), model.profile.dim, device=inputs.device)
-    with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=model.precision == "bf16"):
+    with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=runs_in_bf16(model.precision, inputs.device)):
         out = model.network(inputs, noise, condition).float()
     out.square().mean().backward()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from ledger import alone
 
 from ambient_mri.report.records import append_records, read_records
 
@@ -44,9 +45,11 @@ class TrainedEvaluation(ABC, Generic[Budget]):
         """What was held fixed, apart from the budget."""
 
     def append(self, rows: list[dict[str, Any]]) -> None:
-        """Add rows to the records."""
+        """Add rows to the records; several runs may, at the same time."""
         settings = {"budget": {"name": self.name, **asdict(self.budget)}, **self.settings()}  # type: ignore[call-overload]
-        append_records(self.path, self.benchmark, self.command, settings, definitions=self.definitions, rows=rows)
+        self.out.mkdir(parents=True, exist_ok=True)
+        with alone(self.out):
+            append_records(self.path, self.benchmark, self.command, settings, definitions=self.definitions, rows=rows)
 
     def done(self, **factors: Any) -> bool:
         """Whether the records hold a row with these factors."""

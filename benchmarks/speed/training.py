@@ -23,6 +23,7 @@ import torch
 
 from ambient_mri.data.augment import Augmentation
 from ambient_mri.data.datasets import ImageDataset, ScanDataset, StepSampler
+from ambient_mri.denoiser import runs_in_bf16
 from ambient_mri.objectives import Objective
 from ambient_mri.prior import build_model
 from ambient_mri.report.records import write_records
@@ -87,7 +88,8 @@ class Step:
 
     def bare(self, inputs: torch.Tensor, noise: torch.Tensor, condition: torch.Tensor) -> None:
         """Forward and backward pass of the network alone."""
-        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=self.model.precision == "bf16"):
+        half = runs_in_bf16(self.model.precision, inputs.device)
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=half):
             out = self.model.network(inputs, noise, condition).float()
         out.square().mean().backward()
 

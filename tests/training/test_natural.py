@@ -138,7 +138,7 @@ def test_a_network_of_noisy_images_is_a_prior_for_solve(folder: Path, tmp_path: 
 def test_measurements_are_drawn_once_an_image(folder: Path) -> None:
     split = ImageFolder("cifar10", str(folder), file="cifar10_10k.npz", noise_std=(0.05, 0.2), seed=3).load()
     corruption = PixelMasking(0.5, per="colour")
-    one, two = (split.corrupted(corruption, "train") for _ in range(2))
+    one, two = (split.drawn_by(corruption).corrupted("train") for _ in range(2))
     assert one is not None and two is not None
     assert len(one) == 12 and one.sizes == [(32, 32)] * 12
     for i in (0, 7):
@@ -155,7 +155,7 @@ def test_measurements_are_drawn_once_an_image(folder: Path) -> None:
 def test_batches_keep_the_parameters_of_each_row(folder: Path) -> None:
     split = ImageFolder("npz", str(folder / "cifar10_10k.npz")).load()
     for corruption in (RandomBlur((0.2, 0.6)), RandomProjections(12)):
-        data = split.corrupted(corruption, "val")
+        data = split.drawn_by(corruption).corrupted("val")
         assert data is not None
         batch = Measurement.collate([data[i] for i in range(4)])
         clean = split.clean("val")

@@ -78,7 +78,7 @@ def test_two_rounds_on_images(straight: Path, folder: Path) -> None:  # noqa: F8
         assert images.shape == (16, 3, 32, 32) and images.dtype == np.float32 and np.isfinite(images).all()
         # What was measured without noise is in the restoration.
         split = ImageFolder("cifar10", str(folder), file="cifar10_10k.npz").load()
-        data = split.corrupted(PixelMasking(0.4), "train")
+        data = split.drawn_by(PixelMasking(0.4)).corrupted("train")
         assert data is not None
         m = data[3]
         assert float(((torch.from_numpy(images[3:4]) - m.y) * m.mask).abs().max()) < 0.05
