@@ -20,6 +20,7 @@ k-space.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ from ambient_mri._checks import PriorError, check_option, check_positive, requir
 from ambient_mri.denoiser import Denoiser
 from ambient_mri.operators import LinearOperator
 from ambient_mri.prior import Prior
+from ambient_mri.reconstruct.result import ReconstructionWarning
 from ambient_mri.sampling import Sampler, make_sampler
 from ambient_mri.sampling.automatic import given_steps, with_automatic_steps
 from ambient_mri.sampling.batching import rows_per_batch
@@ -52,6 +54,8 @@ __all__ = ["Solution", "solve"]
 
 # As many as this are kept without being asked for.
 _KEPT = 8
+# Real images this much stronger than the prior's are in other units.
+_TOO_STRONG = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,12 +124,37 @@ def _check_channels(y: Tensor, operator: LinearOperator, prior: Prior) -> None:
     image = operator.adjoint(y)
     found = image.shape[1] * (2 if image.is_complex() else 1)
     expected = int(prior.architecture.get("image_channels", 2))
-    hint = "Pass y.to(torch.complex64)." if not image.is_complex() and expected == 2 else "Use another prior."
+    hint = "Use another prior."
+    if image.ndim == 4 and not image.is_complex() and image.shape[-1] == expected:
+        hint = "Channels come second: y.permute(0, 3, 1, 2)."
+    elif not image.is_complex() and expected == 2:
+        hint = "Pass y.to(torch.complex64)."
     require(
         found == expected,
         f"prior {prior.name!r} models images of {expected} real channels (a complex image has 2); y and "
         f"{operator.name} make {tuple(image.shape)} {image.dtype}. {hint}",
     )
+
+
+def _check_range(y: Tensor, operator: LinearOperator, sd: float) -> None:
+    """Warn where real images do not look like images in [-1, 1]: far too strong, or nowhere negative."""
+    image = operator.adjoint(y)
+    if image.is_complex():
+        return
+    again = operator.forward(image)
+    best = float((again * y).sum(dtype=torch.float64)) / max(_energy(again), 1e-30)
+    rms = best * (_energy(image) / image.numel()) ** 0.5
+    fix = ""
+    if rms > _TOO_STRONG * sd:
+        fix = f"they are about {rms / sd:.0f} times as strong as those. For grey levels, y / 127.5 - 1"
+    elif bool((image >= 0).all()) and bool((image > 0).any()):
+        fix = "none of them is negative. If they lie in [0, 1], 2 y - 1"
+    if fix:
+        warnings.warn(
+            f"the prior's images lie in [-1, 1]; going by A^H y, {fix}, and noise_std likewise (or say scale=).",
+            ReconstructionWarning,
+            stacklevel=3,
+        )
 
 
 def _checked_scale(scale: float | str | None) -> float:
@@ -202,6 +231,9 @@ def solve(
             running ones: without the samples, a thousand need no more memory than a batch.
         progress: Show a progress bar, in a terminal.
 
+    Warns:
+        ReconstructionWarning: If real images do not look like images in [-1, 1].
+
     Raises:
         PriorError: If there is no such prior, or the sampler or this function is not valid for its kind.
         AmbientMRIError: If shapes or values do not fit.
@@ -226,6 +258,8 @@ def solve(
     levels = torch.as_tensor(noise_std, dtype=torch.float32, device=where).expand(len(y))
     unit = _matched_scale(y, operator, model.sd, levels) if scale == "auto" else _checked_scale(scale)
     y, levels = y / unit, levels / unit
+    if loaded.architecture:
+        _check_range(y, operator, model.sd)
     if steps == "auto":
         method = with_automatic_steps(method, model, float(levels.median()))
     shape = (int(y.shape[-2]), int(y.shape[-1]))

@@ -62,6 +62,9 @@ def test_a_prior_of_real_images(tmp_path: Path) -> None:
         ("clean", ["--count", 0], "--count must be at least 1; got 0"),
         ("clean", ["--steps", 0], "heun needs at least one step; got 0"),
         ("clean", ["--out", "sheet.jpg"], "the ending must be one of .png"),
+        ("clean", ["--sampler", "fixed_mask"], "fixed_mask is for ambient networks; tiny is a clean prior. Leave out"),
+        ("ambient", ["--sampler", "fixed_mask"], "is no run folder (there is no config.yaml): the masks of an ambient"),
+        ("ambient", ["--sampler", "guidance", "--guides", 0], "--guides must be at least 1; got 0"),
     ],
 )
 def test_mistakes_are_one_line(

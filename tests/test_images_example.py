@@ -1,8 +1,10 @@
-"""The README's example on pictures that scikit-image ships, small: a prior of corrupted patches, three restorations."""
+"""The README's example on pictures runs as written, with a small network and few steps, and what it leaves restores."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,18 +15,39 @@ import ambient_mri
 from ambient_mri.data.natural_images import load_natural_images
 from ambient_mri.operators import Identity, Mask, gaussian_blur
 from ambient_mri.operators.base import LinearOperator
+from ambient_mri.prior import load_prior
 from ambient_mri.tensors import keyed_generator
-from ambient_mri.train import compose
-from ambient_mri.training.rounds import expectation_maximisation
-from ambient_mri.training.run import train
+from tests.test_tutorials import ROOT, blocks, commands, run_command
 
+# In place of what the README trains with.
 SMALL = (
     "network.channels=8", "network.multipliers=[1,2]", "model.precision=fp32", "trainer.max_steps=12",
     "loader.batch_size=8", "loader.val_items=8", "trainer.val_check_interval=12",
 )  # fmt: skip
-
-
+ROUNDS = ("em.rounds=1", "em.assess.slices=4", "em.assess.samples=2", "em.batch_size=32")
 HELD_OUT = [1, 7, 12]
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Run every block of the section; the names that its Python has defined in the end, and the folder."""
+    folder, found = tmp_path_factory.mktemp("example"), dict[str, Any]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for kind, content, place in blocks(ROOT / "README.md", "## Not MRI? Same three lines"):
+            if kind == "python":
+                exec(compile(content, place, "exec"), found)
+                continue
+            for words in commands(content):
+                kept = [w for w in words if not w.startswith("trainer.max_steps=")]
+                assert len(kept) == len(words) - 1, f"{place}: {shlex.join(words)} does not say how long it trains"
+                run_command([*kept, *SMALL, *(ROUNDS if "objective=em" in words else ())], place)
+    return {**found, "folder": folder}
+
+
+@pytest.fixture(scope="module")
+def prior(names: dict[str, Any]) -> Path:
+    return Path(names["folder"]) / "runs" / "pictures_em" / "prior"
 
 
 def patches() -> np.ndarray:
@@ -36,24 +59,16 @@ def patches() -> np.ndarray:
     return half.reshape(rows, 32, columns, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
 
 
-@pytest.fixture(scope="module")
-def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("example")
-    np.savez(folder / "patches.npz", images=patches())
-    pictures = ["+images=base", "data=npz", f"data.root={folder / 'patches.npz'}", "corruption=pixels"]
-    pictures += ["network=unet_light", *SMALL]
-    train(compose([*pictures, "objective=ambient", f"run_dir={folder / 'pictures'}"]))
-    rounds = ["em.rounds=1", "em.assess.slices=4", "em.assess.samples=2", "em.batch_size=32"]
-    rounds += ["objective=em", f"init={folder / 'pictures'}", f"run_dir={folder / 'pictures_em'}"]
-    return expectation_maximisation(compose([*pictures, *rounds]))
-
-
-def test_what_is_restored_was_held_out(prior: Path) -> None:
+def test_what_is_restored_was_held_out(names: dict[str, Any]) -> None:
     """The README names the patches that it restores: no training saw them."""
-    images = load_natural_images(prior.parent.parent / "patches.npz")
+    images = load_natural_images(names["folder"] / "patches.npz")
     assert images.val == (1, 7, 12, 20, 26, 36) and set(HELD_OUT) <= set(images.val)
-    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
-    assert f"patches[{HELD_OUT}]" in readme
+    assert f"patches[{HELD_OUT}]" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert np.array_equal(names["patches"], patches())
+    x = names["x"]
+    assert x.mean.shape == (3, 3, 32, 32) and 0.5 < float(x.residual.mean()) < 2
+    measured = load_prior(names["folder"] / "runs" / "measured" / "prior")
+    assert measured.kind == "ambient" and measured.metadata["simulated"] is False
 
 
 def quality(truth: Tensor, image: Tensor) -> float:

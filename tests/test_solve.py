@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from ambient_mri import solve
 from ambient_mri._checks import AmbientMRIError, PriorError
 from ambient_mri.masks import centre_mask
 from ambient_mri.operators import Fourier2d, Identity, LinearOperator, Mask
-from ambient_mri.prior import Prior
+from ambient_mri.prior import Prior, build_model
+from ambient_mri.reconstruct import ReconstructionWarning
 from ambient_mri.sampling import SAMPLERS
 from ambient_mri.sampling.draw import RunningMoments
 from ambient_mri.solve import Solution
@@ -202,3 +204,27 @@ def test_what_a_scale_cannot_be_is_one_clear_line() -> None:
         run(scale="auto", noise_std=5.0)
     with pytest.raises(AmbientMRIError, match=r"scale='auto' is for priors of complex images; .* give the scale"):
         solve(torch.ones(1, 1, 8, 8), Identity(), WhiteDenoiser(1.0), noise_std=1.0, scale="auto")
+
+
+def pictures_prior() -> Prior:
+    """An untrained prior of colour images: what it says does not matter, what it is given does."""
+    torch.manual_seed(0)
+    settings = {"kind": "clean", "network": {"channels": 8, "multipliers": [1]}, "sd": 0.5, "image_channels": 3}
+    settings["precision"] = "fp32"
+    return Prior(build_model(settings), "clean", settings, {}, name="pictures")
+
+
+def test_pictures_in_other_units_or_another_order_are_told() -> None:
+    prior = pictures_prior()
+    y = 2 * torch.rand(2, 3, 8, 8, generator=keyed_generator("pictures")) - 1
+    options: Any = {"noise_std": 0.1, "samples": 1, "steps": 2}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        solve(y, Identity(), prior, **options)
+        solve(50 * y + 1, Identity(), prior, **options, scale=50.0)
+    with pytest.raises(AmbientMRIError, match=r"Channels come second: y\.permute\(0, 3, 1, 2\)"):
+        solve(y.permute(0, 2, 3, 1), Identity(), prior, **options)
+    with pytest.warns(ReconstructionWarning, match=r"none of them is negative. If they lie in \[0, 1\], 2 y - 1"):
+        solve(y / 2 + 0.5, Identity(), prior, **options)
+    with pytest.warns(ReconstructionWarning, match=r"about 1\d\d times as strong as those. For grey levels, y / 127"):
+        solve(127.5 * y, Mask(torch.ones(1, 1, 8, 8, dtype=torch.bool)), prior, **options)

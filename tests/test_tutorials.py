@@ -47,18 +47,22 @@ class Told:
     names: dict[str, Any] = field(default_factory=dict)
 
 
-def blocks(page: str) -> Iterator[tuple[str, str, str]]:
-    """Kind, content and place of every fenced block."""
-    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+def blocks(page: Path, section: str = "") -> Iterator[tuple[str, str, str]]:
+    """Kind, content and place of every fenced block of a page, or of the section under one of its headings."""
+    text = page.read_text(encoding="utf-8")
+    first = text.index(section)
+    end = text.find("\n## ", first + 1) if section else -1
     for found in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        if found.start() < first or (end >= 0 and found.start() > end):
+            continue
         line = text[: found.start()].count("\n") + 2
-        yield found[1], found[2], f"docs/{page}.md:{line}"
+        yield found[1], found[2], f"{page.relative_to(ROOT)}:{line}"
 
 
 def run_page(page: str) -> Told:
     """Run the page in the current folder."""
     told, last = Told(), ""
-    for kind, content, place in blocks(page):
+    for kind, content, place in blocks(DOCS / f"{page}.md"):
         assert kind in ("python", "bash", "text"), f"{place}: a block of {kind or 'no kind'} that nothing checks"
         if kind == "text":
             assert same(last, content), f"{place}: the page says\n{content}\nand its code prints\n{last}"
@@ -176,7 +180,7 @@ def test_reading_the_uncertainty(fresh: Path) -> None:
 
 def test_your_own_operator(fresh: Path) -> None:
     names = run_page("your_own_operator").names
-    source = next(content for _, content, _ in blocks("your_own_operator")).partition("class Ghost")[2]
+    source = next(content for _, content, _ in blocks(DOCS / "your_own_operator.md")).partition("class Ghost")[2]
     assert 5 < len([line for line in source.splitlines() if line.strip()]) <= 15
     head, rec = names["head"], names["rec"]
     assert float((rec.mean - head).norm()) < 0.25 * float((names["A"].H(names["y"]) - head).norm())

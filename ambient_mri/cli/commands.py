@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ambient_mri.reconstruct import Reconstruction
 
-__all__ = ["OUTPUTS", "SAMPLERS", "demo", "evaluate", "info", "misplaced_train", "reconstruct", "sample"]
+__all__ = ["OUTPUTS", "SAMPLERS", "check_device", "demo", "evaluate", "info", "misplaced_train", "reconstruct"]
 
 # Named here, so that --help need not import them.
 SAMPLERS = (
@@ -56,7 +56,7 @@ def reconstruct(options: argparse.Namespace) -> int:
         check_writable(path, OUTPUTS)
     if options.report:
         check_writable(Path(options.report), (".html", ".htm"))
-    _check_device(options.device)
+    check_device(options.device)
     from ambient_mri.reconstruct import reconstruct as run
 
     result = run(
@@ -77,61 +77,6 @@ def reconstruct(options: argparse.Namespace) -> int:
     if options.report:
         written.append(result.report(options.report))
     show_facts(f"Reconstruction of {result.name}", _facts(result, written))
-    return 0
-
-
-def sample(options: argparse.Namespace) -> int:
-    """``ambient-mri sample``."""
-    check_writable(options.out, (".png",))
-    _check_device(options.device)
-    import torch
-
-    from ambient_mri.report.images import image_rows
-    from ambient_mri.report.plots import sample_sheet
-    from ambient_mri.sampling import Heun
-    from ambient_mri.sampling.batching import rows_per_batch
-    from ambient_mri.sampling.draw import as_prior, choose_device, progress_bar
-    from ambient_mri.sampling.full_view import whole_image_model
-    from ambient_mri.tensors import keyed_generator
-
-    require(options.count >= 1, f"--count must be at least 1; got {options.count}.")
-    device = choose_device(options.device)
-    prior, sampler = as_prior(options.prior, device), Heun(options.steps, churn=options.churn)
-    known = options.shape or prior.metadata.get("image_shape")
-    if not known:
-        raise AmbientMRIError(f"the prior {prior.name} does not say what size its images have. Give --shape H W.")
-    shape = (int(known[0]), int(known[1]))
-    # A prior of real images says how many channels the network puts out; two of them are one complex image.
-    channels = prior.architecture.get("image_channels", 2)
-    image, dtype = ((1, *shape), torch.complex64) if channels == 2 else ((channels, *shape), torch.float32)
-    rows, drawn = rows_per_batch("auto", shape, 1, device), []
-    model = whole_image_model(prior.model, prior.metadata)
-    with progress_bar(True, options.count * options.steps) as bar:
-        for first in range(0, options.count, rows):
-            picked = range(first, min(first + rows, options.count))
-            generators = [keyed_generator("sample", options.seed, i, device=device) for i in picked]
-            result = sampler.draw(
-                model,  # type: ignore[arg-type]
-                image,
-                generators,
-                dtype=dtype,
-                callback=lambda level, x: bar.update(len(x)),
-            )
-            drawn.append(result.x.cpu())
-    title = f"{prior.name}: samples without data"
-    images = torch.cat(drawn)
-    if images.is_complex():
-        written = sample_sheet(images[:, :1], options.out, title=title)
-    else:
-        parts = {f"from {first + 1}": images[first : first + 8] for first in range(0, len(images), 8)}
-        written = image_rows({title: parts}, options.out)
-    facts = {
-        "prior": f"{prior.name} ({prior.kind})",
-        "images": f"{options.count} of {shape[0]} x {shape[1]}",
-        "sampler": f"heun, {options.steps} noise levels, {result.status['evaluations']} evaluations an image",
-        "written": written,
-    }
-    show_facts("Samples of the prior, without any data", facts)
     return 0
 
 
@@ -216,7 +161,8 @@ def _facts(result: Reconstruction, written: Sequence[Path]) -> dict[str, object]
     }
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Raise unless tensors can be put on the device of a name, or it is ``"auto"``."""
     import torch
 
     try:

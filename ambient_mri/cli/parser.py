@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ambient_mri.cli import commands, doctor, evaluate, prepare
+from ambient_mri.cli import commands, doctor, evaluate, prepare, sample
 
 __all__ = ["make_parser", "slice_range"]
 
@@ -55,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     _reconstruct_arguments(add("reconstruct", commands.reconstruct, "reconstruct an undersampled scan with a prior"))
     text = "make prepared scans for training of raw k-space files, or of a fastMRI root"
     prepare.add_arguments(add("prepare", prepare.run, text), slice_range)
-    _sample_arguments(add("sample", commands.sample, "draw images from a clean prior alone, as a sheet"))
+    _sample_arguments(add("sample", sample.run, "draw images from a prior alone, as a sheet"))
     # `main` hands train on before anything is parsed: its arguments are Hydra's.
     add("train", commands.misplaced_train, "train a prior; takes Hydra overrides: train data=phantom objective=ambient")
     info = add("info", commands.info, "tell what a k-space file, a reconstruction or a prior folder holds")
@@ -104,7 +104,13 @@ def _reconstruct_arguments(command: argparse.ArgumentParser) -> None:
 
 def _sample_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--prior", required=True, help="clean prior: a folder, or the name of a shipped prior")
+    add(
+        "--prior", required=True, help="clean prior: a folder, or the name of a shipped prior; or an ambient run folder"
+    )
+    choices = "heun for clean priors; fixed_mask and guidance, as published, for ambient networks"
+    add("--sampler", default="heun", choices=sample.METHODS, help=f"{choices} (default: %(default)s)")
+    add("--guides", type=int, default=4, metavar="N", help="of guidance: masks to agree with (default: %(default)s)")
+    add("--guidance", type=float, default=5e-4, metavar="X", help="of guidance: its weight (default: %(default)s)")
     add("--count", type=int, default=16, metavar="N", help="images (default: %(default)s)")
     add("--shape", type=int, nargs=2, metavar=("H", "W"), help="of an image; the prior's own by default")
     add("--steps", type=int, default=40, metavar="N", help="noise levels (default: %(default)s)")

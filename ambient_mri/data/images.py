@@ -163,7 +163,8 @@ def _images_of(source: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndar
 
 def _read_folder(folder: Path) -> dict[str, np.ndarray]:
     """Every image file below a folder, in natural order (2 before 10)."""
-    files = sorted((p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES), key=lambda p: _natural(p, folder))
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
+    files = sorted(found, key=lambda p: _natural(p, folder))
     require(len(files) > 0, f"{folder}: holds no {', '.join(_SUFFIXES)} image.", DataError)
     images = []
     for file in files:

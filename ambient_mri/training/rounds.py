@@ -5,7 +5,7 @@ r"""Expectation-maximisation, round after round: ``python -m ambient_mri.train o
                 assess   round_k.json, round_k.png        reference-free quantities on held-out scans
 
 With exact steps E log q(y) never decreases; with approximate ones it is watched: the rounds end when the prior's
-prediction of held-out k-space lines no longer improves, and the prior that predicts them best is the result.
+prediction of held-out data (k-space lines, pixels) no longer improves, and the prior that predicts best is the result.
 
 run folder: config.yaml scans.json round_0.json (the prior that EM begins with) round_<k>.json round_<k>.png prior/
             round_<k>/: an ordinary run folder, and reconstructions/ with the images it was trained on
@@ -110,7 +110,7 @@ def stop_reason(held_out_errors: Sequence[float], min_improvement: float | None)
     """Why the rounds should end, in words; empty to go on.
 
     Args:
-        held_out_errors: Error on held-out lines after each round so far.
+        held_out_errors: Error on held-out data after each round so far.
         min_improvement: The least share by which a round is to improve it; None to go on in any case.
     """
     if min_improvement is None or len(held_out_errors) < 2:
@@ -119,7 +119,7 @@ def stop_reason(held_out_errors: Sequence[float], min_improvement: float | None)
     if now < before * (1 - min_improvement):
         return ""
     return (
-        f"the error on held-out lines went from {before:.4f} to {now:.4f}, which is no improvement by more than "
+        f"the error on held-out data went from {before:.4f} to {now:.4f}, which is no improvement by more than "
         f"{min_improvement:g} of it"
     )
 
@@ -246,19 +246,19 @@ def _held_out(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior) -> Ass
 
 
 def _publish(history: Sequence[dict[str, Any]], run_dir: Path) -> Path:
-    """Export the prior of the round that predicts held-out lines best."""
+    """Export the prior of the round that predicts held-out data best."""
     best = min(history, key=lambda h: h["held_out_error"])["round"]
     if is_first():
         prior = load_prior(run_dir / f"round_{best}" / "prior")
         prior.name, prior.metadata["em_round"] = run_dir.resolve().name, best
         prior.save(run_dir / "prior")
-        log.info("prior: %s, of round %d: it predicts held-out lines best", run_dir / "prior", best)
+        log.info("prior: %s, of round %d: it predicts held-out data best", run_dir / "prior", best)
     _wait()
     return run_dir / "prior"
 
 
 def _words(values: dict[str, Any]) -> str:
-    found = [f"held-out lines {values['held_out_error']:.4f}", f"data residual {values['data_residual']:.3f} noise_std"]
+    found = [f"held-out data {values['held_out_error']:.4f}", f"data residual {values['data_residual']:.3f} noise_std"]
     found += [] if values["sample_std"] is None else [f"sample std {values['sample_std']:.3f} sd"]
     reference = values["with_references"]
     found += [] if reference is None else [f"(with references: PSNR of the mean {reference['psnr_mean']:.2f} dB)"]

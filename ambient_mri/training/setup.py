@@ -54,6 +54,7 @@ __all__ = [
     "image_split",
     "record_scans",
     "require_chain",
+    "scan_corruption",
     "scan_set",
     "set_up",
 ]
@@ -140,8 +141,7 @@ def set_up(cfg: DictConfig, run_dir: Path) -> Setup:
     # Masks alone are looked at where images are trained on.
     in_memory = cfg.loader.in_memory and not clean
     measured = ScanDataset(scans.train, in_memory=in_memory, memory_gb=cfg.loader.memory_gb)
-    law = _law(cfg) or ObservedMasks([measured[i].mask for i in evenly_spaced(len(measured), 512)])
-    corruption = build(cfg.corruption, law=law)
+    corruption = scan_corruption(cfg, measured)
     check_law(corruption, scans, measured)
     extra = {"corruption": corruption} if "corruption" in cfg.objective else {}
     objective: Objective = build(cfg.objective, **extra)
@@ -209,6 +209,13 @@ def image_split(cfg: DictConfig) -> ImageSplit:
     if masks:
         corruption.check_masks(torch.cat(masks))
     return split.drawn_by(corruption)
+
+
+def scan_corruption(cfg: DictConfig, measured: ScanDataset) -> Undersampling:
+    """The corruption of scans: as configured, or with the law of their own masks."""
+    law = _law(cfg) or ObservedMasks([measured[i].mask for i in evenly_spaced(len(measured), 512)])
+    found: Undersampling = build(cfg.corruption, law=law)
+    return found
 
 
 def scan_set(cfg: DictConfig, run_dir: Path) -> ScanSet:

@@ -48,11 +48,12 @@ def test_what_the_mask_keeps_is_sampled_and_what_it_hides_is_the_mean() -> None:
     assert float(images[~kept].abs().max()) == 0
 
 
-def test_a_guided_step_is_the_formula() -> None:
+@pytest.mark.parametrize("guides", [1, 3])
+def test_a_guided_step_is_the_formula(guides: int) -> None:
     corruption = PixelMasking(1.0, keep=(0.5, 0.5))
     m = items(corruption)
     weight = 0.3
-    images = AmbientGeneration(1, guides=1, guidance=weight, sigma_max=2.0).generate(
+    images = AmbientGeneration(1, guides=guides, guidance=weight, sigma_max=2.0).generate(
         WhiteNetwork(), corruption, m, streams()
     )
     again = streams()
@@ -60,10 +61,27 @@ def test_a_guided_step_is_the_formula() -> None:
     x = 2.0 * randn_like_rows(torch.zeros(ROWS, *SHAPE), again)
     randn_like_rows(x, again)  # the noise that completes the state, which pixels have no need of
     gain = SD**2 / (SD**2 + 4)
-    guide = corruption.further(m, again).kept
-    difference = fixed.float() - guide.float()
-    expected = gain * fixed * x - weight * 2 * gain**2 * difference.square() * x
+    gap = torch.zeros_like(x)
+    for _ in range(guides):
+        gap += (fixed.float() - corruption.further(m, again).kept.float()).square() / guides
+        randn_like_rows(x, again)
+    expected = gain * fixed * x - weight * 2 * gain**2 * gap * x
     assert torch.allclose(images, expected, atol=1e-5)
+
+
+def test_guidance_brings_the_masks_closer_to_agreement() -> None:
+    corruption = PixelMasking(1.0, keep=(0.5, 0.5))
+    m, network = items(corruption), WhiteNetwork()
+    gaps = []
+    for guides in (0, 3):
+        x = AmbientGeneration(20, guides=guides, guidance=0.2).generate(network, corruption, m, streams())
+        sigma = torch.full((ROWS,), 0.1)
+        views = []
+        for k in range(8):
+            view = corruption.further(m, [keyed_generator("view", k, i) for i in range(ROWS)])
+            views.append(network(view.operator(x), sigma, view.operator, view.kept))
+        gaps.append(float(torch.stack(views).var(dim=0).mean()))
+    assert gaps[1] < 0.9 * gaps[0]
 
 
 def test_results_are_reproducible_and_rows_independent() -> None:

@@ -175,4 +175,4 @@ def test_the_rounds_end_when_held_out_lines_no_longer_improve(
     errors: list[float], share: float | None, stops: bool
 ) -> None:
     assert bool(stop_reason(errors, share)) is stops
-    assert not stops or "held-out lines went from 0." in stop_reason(errors, share)
+    assert not stops or "held-out data went from 0." in stop_reason(errors, share)
