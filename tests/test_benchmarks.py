@@ -81,6 +81,22 @@ def test_every_chain_of_the_priors_benchmark_sees_the_same_number_of_images() ->
     assert "em.min_improvement=null" in next(r for r in benchmark.plan(budget) if r.objective == "em").overrides
 
 
+def test_a_prior_whose_scores_are_there_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The records alone are enough to go on: of the two runs asked for, one is in them."""
+    benchmark = load("quality/priors")
+    trained: list[str] = []
+    monkeypatch.setattr(benchmark, "train", lambda run, budget, out: trained.append(run.name))
+    evaluation = benchmark.Evaluation("rehearsal", benchmark.BUDGETS["rehearsal"], tmp_path, "a command")
+    row = {"case": "training", "method": "em", "noise_std": 0.01, "train_acceleration": 4, "n": 4, "ci95": None}
+    evaluation.append([{**row, "metric": "training_images", "value": 80}])
+    names = ["em_R4_n0.01", "supervised_R4_n0.01"]
+    with pytest.raises(SystemExit, match="1 runs failed"):  # the stand-in trains nothing
+        benchmark.main(["--budget", "rehearsal", "--out", str(tmp_path), "--only", *names])
+    assert trained == ["supervised_R4_n0.01"] and "| em | 0.01 | 80 |" in capsys.readouterr().out
+
+
 def test_adps_is_tuned_on_subjects_that_are_not_scored() -> None:
     load("quality/features")
     sys.path.insert(0, str(BENCHMARKS / "quality"))

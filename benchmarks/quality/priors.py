@@ -7,7 +7,8 @@ and the records say so). Each objective trains the same network on the same scan
 images over its whole chain: EM spends two fifths of them on an ambient run of its own and the rest on its M-steps.
 Every training is ``python -m ambient_mri.train`` in a process of its own. All are scored on held-out subjects at
 R = 2, 4, 6, 8; A-DPS is tuned on other held-out subjects, with their references. What is finished is never done again:
-the same command goes on after an interruption, inside a training as well.
+the same command goes on after an interruption, inside a training as well. OUT/priors.json alone is enough to go on with
+the runs that it does not hold yet: a run whose scores are there is not trained again.
 
     --budget gpu        128 x 128, a GPU
     --budget cpu        64 x 64, about a night on one core
@@ -140,13 +141,18 @@ class Evaluation(TrainedEvaluation[Budget]):
     def prior(self, run: Run) -> None:
         """Every method of a prior at every acceleration, and its unconditional samples."""
         prior = load_prior(self.out / "runs" / run.name / "prior", device=self.device)
-        self._images_seen(run)
         levels = (0.01, 0.05) if run.objective == "supervised" else (run.noise_std,)
         for noise_std in levels if self.name != "rehearsal" else (run.noise_std,):
             for acceleration in self.budget.accelerations:
                 self._reconstructions(run, prior, acceleration, noise_std)
         if prior.kind == "clean":
             self._unconditional(run, prior)
+        self._images_seen(run)
+
+    def scored(self, run: Run) -> bool:
+        """Whether the records hold all of a run: its number of training images is written last."""
+        factors = {"case": "training", "method": run.objective, "metric": "training_images"}
+        return self.done(**factors, noise_std=run.noise_std, train_acceleration=run.acceleration)
 
     def _reconstructions(self, run: Run, prior: Prior, acceleration: int, noise_std: float) -> None:
         factors = {
@@ -240,18 +246,20 @@ def main(arguments: list[str] | None = None) -> None:
     out = (options.out or Path(f"runs/priors_{options.budget}")).resolve()
     command = recorded_command("benchmarks/quality/priors.py", sys.argv[1:] if arguments is None else arguments)
     evaluation = Evaluation(options.budget, budget, out, command)
-    finished = []
+    failed = 0
     for run in runs:
+        if evaluation.scored(run):
+            continue
         if not train(run, budget, out):
+            failed += 1
             continue
         evaluation.baselines(run.noise_std)
         evaluation.prior(run)
-        finished.append(run)
         (out / f"{BENCHMARK}.md").write_text(tables(evaluation.path))
-    figures(evaluation.path, finished, out)
+    figures(evaluation.path, [run for run in runs if finished(out / "runs" / run.name)], out)
     sys.stdout.write(tables(evaluation.path))
-    if len(finished) < len(runs):
-        raise SystemExit(f"{len(runs) - len(finished)} runs failed")
+    if failed:
+        raise SystemExit(f"{failed} runs failed")
 
 
 if __name__ == "__main__":
