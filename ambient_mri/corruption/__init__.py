@@ -28,9 +28,10 @@ Reference: Daras et al. 2023, arXiv:2305.19256.
 from ambient_mri.corruption.averaging import BlockAveraging
 from ambient_mri.corruption.base import Corruption, Further, ImageCorruption, Learnability
 from ambient_mri.corruption.blur import RandomBlur
-from ambient_mri.corruption.masking import PixelMasking, RandomBoxes, RandomPatches
+from ambient_mri.corruption.masking import PixelMasking
 from ambient_mri.corruption.noise import AdditiveNoise
 from ambient_mri.corruption.projections import RandomProjections
+from ambient_mri.corruption.rectangles import RandomBoxes, RandomPatches
 from ambient_mri.corruption.undersampling import Undersampling, check_learnable
 
 __all__ = [

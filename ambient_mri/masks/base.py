@@ -28,9 +28,7 @@ def effective_acceleration(mask: Tensor, acquired: Tensor | None = None) -> floa
     return float(possible.sum() / (mask & possible).sum().clamp_min(1))
 
 
-def comb_probability(
-    combs: Tensor, always: Tensor, kept: Tensor, keep: Tensor, counts: Tensor | None = None
-) -> Tensor:
+def comb_probability(combs: Tensor, always: Tensor, kept: Tensor, keep: Tensor, counts: Tensor | None = None) -> Tensor:
     """Pr(P_j = 1 | B P, q) of a law that draws one of a few masks ("combs"): the posterior of the comb.
 
     Args:
