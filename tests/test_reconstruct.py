@@ -238,7 +238,7 @@ def test_a_file_is_read_reconstructed_cropped_and_saved(tmp_path: Path) -> None:
     for name in ("out.png", "out.html"):
         (found.report if name.endswith("html") else found.save)(tmp_path / name)
         assert (tmp_path / name).stat().st_size > 5000
-    with pytest.raises(AmbientMRIError, match="names no known format"):
+    with pytest.raises(AmbientMRIError, match=r"no known format; use \.h5.* \(Reconstruction\.save also takes \.png\)"):
         found.save(tmp_path / "out.jpeg")
     assert "2 samples of split_gibbs" in repr(found)
 

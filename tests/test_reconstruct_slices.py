@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ambient_mri._checks import DataError
 from ambient_mri.coil_maps import estimate_coil_maps
 from ambient_mri.measurement import Measurement
-from ambient_mri.reconstruct import ReconstructionWarning, volume
+from ambient_mri.reconstruct import ReconstructionWarning, reconstruct, volume
 from ambient_mri.reconstruct.volume import JOINT_BELOW, Volume, read_raw
 from ambient_mri.sampling.calibration import effective_noise_std
 from ambient_mri.sampling.joint_maps import JointSettings
@@ -118,6 +122,31 @@ def test_joint_maps_where_lines_are_plenty_are_warned_about() -> None:
     assert not any("was asked for" in text for text in noted)
     one, _, _, mask = scan(coils=1)
     assert run(one, mask=mask, coil_maps="joint", **settings).settings["coil_maps"] == "single_coil"
+
+
+@pytest.mark.filterwarnings("ignore::ambient_mri.reconstruct.ReconstructionWarning")
+def test_the_progress_bar_counts_the_joint_estimation_of_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes longer than the sampling that follows."""
+    bars = []
+
+    class Bar(tqdm):
+        said: ClassVar[list[str]] = []
+
+        def set_description(self, desc: str | None = None, refresh: bool | None = True) -> None:
+            self.said.append(f"{desc} {self.n}")
+            super().set_description(desc, refresh)
+
+    def progress_bar(progress: bool, total: int) -> Bar:
+        bars.append(Bar(total=total, file=io.StringIO()))
+        return bars[-1]
+
+    monkeypatch.setattr(sys.modules[reconstruct.__module__], "progress_bar", progress_bar)
+    monkeypatch.setattr(volume, "JointSettings", partial(JointSettings, chains=2, steps=3, sweeps=1))
+    kspace, _, _, _ = scan(20, 24, 3, slices=2, mask=lines(24, 4, 2))
+    run(kspace, coil_maps="joint", samples=2, steps=5)
+    estimated, sampled = 2 * 2 * 3, 2 * 2 * 5
+    assert bars[0].total == bars[0].n == estimated + sampled
+    assert Bar.said == ["coil maps 0", f"sampling {estimated}"]
 
 
 def test_a_nested_list_is_told_to_be_made_an_array() -> None:

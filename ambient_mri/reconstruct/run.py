@@ -87,7 +87,8 @@ def reconstruct(
         mask: Sampled locations; inferred from the file or from exact zeros when None. Data outside it are ignored.
         coil_maps: (coils, H, W) or (slices or 1, coils, H, W) complex; or how to find them: ``"espirit"``, from the
             scan's ACS; ``"joint"``, from there on together with the image
-            (:func:`~ambient_mri.sampling.joint_maps.joint_coil_maps`; needs a clean prior). None: from the file, or
+            (:func:`~ambient_mri.sampling.joint_maps.joint_coil_maps`; needs a clean prior, and the time of four more
+            samples of 25 levels, with three data steps a level). None: from the file, or
             ``"joint"`` below 6 ACS lines where the prior is a clean one, else ``"espirit"``.
         noise_std: Noise per real and per imaginary part, raw units, a number or one a slice; from the file, or
             estimated.
@@ -189,9 +190,9 @@ def reconstruct_volume(
         for start in range(0, len(volume), batch):
             chunk = volume.chunk(slice(start, start + batch), device, transpose=transpose)
             if maps == "joint":
-                chunk = chunk.with_joint_maps(prior, seed, range(len(chunk.sources)))
+                chunk = chunk.with_joint_maps(prior, seed, range(len(chunk.sources)), batch_size=rows, bar=bar)
             elif maps is None and prior.kind == "clean":
-                chunk = chunk.with_joint_maps(prior, seed, chunk.poor_rows)
+                chunk = chunk.with_joint_maps(prior, seed, chunk.poor_rows, batch_size=rows, bar=bar)
             drawn = drawing.samples(chunk.measurement)
             for key, value in _raw_units(chunk, drawn, volume.scale, transpose).items():
                 results.setdefault(key, []).append(value)

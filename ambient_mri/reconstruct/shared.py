@@ -49,9 +49,9 @@ class _Once:
 class _SharedChunk(Chunk):
     once: _Once = field(default_factory=_Once)
 
-    def with_joint_maps(self, prior: Prior, seed: int, rows: Sequence[int]) -> Chunk:
+    def with_joint_maps(self, prior: Prior, seed: int, rows: Sequence[int], **options: Any) -> Chunk:
         make, name = super().with_joint_maps, ("joint", prior.name, seed, tuple(rows), str(self.phase.device))
-        return self.once.get(name, lambda: make(prior, seed, rows))
+        return self.once.get(name, lambda: make(prior, seed, rows, **options))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -69,22 +69,48 @@ class Chunk:
         """The slices whose maps come from so few ACS lines that joint estimation does better."""
         return tuple(row for row, source in enumerate(self.sources) if _is_poor(source))
 
-    def with_joint_maps(self, prior: Prior, seed: int, rows: Sequence[int]) -> Chunk:
-        """The same slices, with coil maps that are estimated together with the image in ``rows``."""
+    def with_joint_maps(
+        self,
+        prior: Prior,
+        seed: int,
+        rows: Sequence[int],
+        *,
+        batch_size: int | str = "auto",
+        bar: Any = None,
+    ) -> Chunk:
+        """The same slices, with coil maps that are estimated together with the image in ``rows``.
+
+        Args:
+            prior: A clean one.
+            seed: Of the chains.
+            rows: Of the chunk.
+            batch_size: (slice, chain) pairs at a time, see
+                :func:`~ambient_mri.sampling.joint_maps.joint_coil_maps`.
+            bar: A progress bar, which is made as much longer as this takes.
+        """
         m = self.measurement
-        if m.coil_maps is None or m.num_coils == 1:
+        if m.coil_maps is None or m.num_coils == 1 or not rows:
             return self
         settings, sources = JointSettings(seed=seed), list(self.sources)
-        maps, levels = list(m.coil_maps.split(1)), list(m.noise_std.split(1))
+        maps, levels = m.coil_maps.clone(), m.noise_std.clone()
+        if bar is not None:
+            bar.total = (bar.total or 0) + len(rows) * settings.chains * settings.steps
+            bar.set_description("coil maps")
+        blind = [row for row in rows if self.sources[row].method == "low_resolution"]
+        seen = [row for row in rows if row not in blind]
+        for estimate, some in ((joint_coil_maps, seen), (calibrationless_coil_maps, blind)):
+            if not some:
+                continue
+            part = Measurement.collate([m[row] for row in some])
+            done = None if bar is None else bar.update
+            floor = self.noise_std[some]
+            found = estimate(prior.model, part, floor, settings, batch_size=batch_size, progress=done)
+            maps[some], levels[some] = cast(Tensor, found.coil_maps), found.noise_std
         for row in rows:
-            source = self.sources[row]
-            blind = source.method == "low_resolution"
-            estimate = calibrationless_coil_maps if blind else joint_coil_maps
-            found = estimate(prior.model, m[row], self.noise_std[row : row + 1], settings)
-            maps[row], levels[row] = found.coil_maps, found.noise_std
-            sources[row] = _joint_source(source)
-        measurement = replace(m, coil_maps=torch.cat(maps), noise_std=torch.cat(levels))
-        return replace(self, measurement=measurement, sources=tuple(sources))
+            sources[row] = _joint_source(self.sources[row])
+        if bar is not None:
+            bar.set_description("sampling")
+        return replace(self, measurement=replace(m, coil_maps=maps, noise_std=levels), sources=tuple(sources))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ root sum of squares of the zero-filled coil images (real and positive: the phase
 tempers the likelihood: at noise level sigma of the image, the data count as no better than sigma / 10, so that image
 and maps become sharp together.
 
-The result is maps and a noise level; any sampler and any data step then uses them.
+The chains of several slices are one batch; no number of a slice depends on the others. The data step is any of
+:mod:`ambient_mri.sampling.data_step`. The result is maps and a noise level; any sampler and any data step then uses
+them.
 
 Reference: Ying & Sheng 2007, MRM 57:1196 (JSENSE); Uecker et al. 2008, MRM 60:674 (regularised inversion for image and
 maps). Differs: 1. the image's regulariser is a diffusion prior, annealed; 2. cosines, not a weighted Fourier basis.
@@ -30,6 +32,7 @@ maps). Differs: 1. the image's regulariser is a diffusion prior, annealed; 2. co
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,7 +45,8 @@ from ambient_mri.measurement import Measurement
 from ambient_mri.operators import conjugate_gradient, sense
 from ambient_mri.operators.fourier import fft, ifft
 from ambient_mri.sampling.base import LAM_FLOOR, Level, Problem
-from ambient_mri.sampling.data_step import ConjugateGradientStep, relative_tolerance
+from ambient_mri.sampling.batching import free_memory, out_of_memory, rows_per_batch
+from ambient_mri.sampling.data_step import make_data_step, relative_tolerance
 from ambient_mri.sampling.split_gibbs import SplitGibbs
 from ambient_mri.tensors import keyed_generator, per_row
 
@@ -68,12 +72,16 @@ class JointSettings:
         chains: Samples whose mean fit gives the maps.
         steps: Number of noise levels.
         sweeps: Alternations of image and maps a level.
+        data_step: ``"conjugate_gradient"``, ``"exact"`` (masks of lines alone) or ``"auto"``, see
+            :func:`~ambient_mri.sampling.data_step.make_data_step`: equal results. An exact step serves one solve here,
+            and seldom pays.
     """
 
     seed: int = 0
     chains: int = 4
     steps: int = 25
     sweeps: int = 3
+    data_step: str = "conjugate_gradient"
 
 
 @dataclass(frozen=True)
@@ -114,38 +122,60 @@ class SmoothMaps:
 
 
 class _JointSplitGibbs(SplitGibbs):
-    """Split Gibbs for one slice, whose rows are chains, with the block that updates the maps.
+    """Split Gibbs whose rows are the chains of some slices, with the block that updates the maps of each.
+
+    No number of a slice depends on the others: the random streams belong to (slice, chain, level), and each slice
+    moves its maps by its own noise levels.
 
     Args:
-        measurement: The slice; its maps are the start.
-        settings: How long, and with how many chains.
-        noise_floor: Noise of the scan; no update goes below.
+        measurement: The slices; their maps are the start.
+        settings: How long, with how many chains, and with which data step.
+        noise_floor: (n,) noise of the scan; no update goes below.
         temper: Noise of the data, at least, in units of sigma; maps then move from the first level on.
     """
 
     def __init__(
-        self, measurement: Measurement, settings: JointSettings, *, noise_floor: float, temper: float = 0.0
+        self, measurement: Measurement, settings: JointSettings, *, noise_floor: Tensor, temper: float = 0.0
     ) -> None:
-        super().__init__(settings.steps, data_step="conjugate_gradient", error="white")
+        super().__init__(settings.steps, data_step=settings.data_step, error="white")
         if measurement.coil_maps is None:
             raise AmbientMRIError("joint estimation starts from coil maps; the measurement has none.")
         self.measurement, self.settings = measurement, settings
-        self.noise_floor, self.temper = noise_floor, temper
+        self.noise_floor, self.temper = noise_floor.to(measurement.noise_std), temper
         self.maps: Tensor = measurement.coil_maps
-        self.noise = self.misfit = max(float(measurement.noise_std), noise_floor)
+        # Where the likelihood is tempered, no level is known beforehand but the scan's.
+        self.noise = self.noise_floor if temper > 0 else measurement.noise_std.maximum(self.noise_floor)
+        self.misfit = self.noise
         self.basis = SmoothMaps.of(measurement.image_shape, measurement.num_coils, measurement.y.device)
 
+    def streams(self, level: int) -> list[torch.Generator]:
+        """One a row for one level, -1 for the start."""
+        m, settings = self.measurement, self.settings
+        rows = [(key, chain) for key in m.key for chain in range(settings.chains)]
+        return [keyed_generator("joint maps", settings.seed, *row, level, device=m.y.device) for row in rows]
+
     def step(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
-        guess = problem.denoise(x_t, level.sigma)
-        moving = not level.last and (self.temper > 0 or bool((level.sigma < _START * problem.denoiser.sd).all()))
+        problem.generators = self.streams(level.index)
+        guess, fresh = problem.denoise(x_t, level.sigma), problem.image_noise()
         if self.temper > 0:
-            self.noise = max(self.noise_floor, self.temper * float(level.sigma.max()))
-            problem.noise_std = torch.full_like(problem.noise_std, self.noise)
-        for _ in range(self.settings.sweeps if moving else 1):
-            x = self._image(problem, level, guess)
-            if moving:
-                x = self._update(problem, x)
-        return x if level.last else x + per_row(level.sigma_next, x) * problem.image_noise()
+            self.noise = self.noise_floor.maximum(self.temper * level.sigma[:: self.settings.chains])
+            problem.noise_std = self._per_chain(self.noise)
+        moving = self._moving(problem, level)
+        x = self._image(problem, level, guess)
+        if bool(moving.any()):
+            for sweep in range(self.settings.sweeps):
+                if sweep:
+                    x = torch.where(self._per_chain(moving), self._image(problem, level, guess), x)
+                x = self._update(problem, x, moving)
+        return x if level.last else x + per_row(level.sigma_next, x) * fresh
+
+    def _per_chain(self, of_slices: Tensor) -> Tensor:
+        return of_slices.repeat_interleave(self.settings.chains, dim=0)
+
+    def _moving(self, problem: Problem, level: Level) -> Tensor:
+        """The slices, (n, 1, 1, 1) bool, whose maps move at this level."""
+        low = level.sigma[:: self.settings.chains] < _START * problem.denoiser.sd
+        return ((low | (self.temper > 0)) & (not level.last)).reshape(-1, 1, 1, 1)
 
     def _image(self, problem: Problem, level: Level, guess: Tensor) -> Tensor:
         """A draw of the image given the maps."""
@@ -155,27 +185,43 @@ class _JointSplitGibbs(SplitGibbs):
         rtol = relative_tolerance(problem.backprojection, lam, level.r_t)
         return problem.data_step(data, perturbed, lam, rtol)
 
-    def _update(self, problem: Problem, x: Tensor) -> Tensor:
-        """New maps and noise level; returns the images with the factor that the maps lost."""
-        m = self.measurement
-        residual = _residual(m, self.maps, x)
-        self.misfit = max(self.noise_floor, residual)
+    def _update(self, problem: Problem, x: Tensor, moving: Tensor) -> Tensor:
+        """New maps and noise levels of the slices that move; returns the images with the factor that the maps lost."""
+        m, chosen = self.measurement, moving.flatten()
+        residual = self.noise_floor.maximum(_residual(m, self.maps, x))
+        self.misfit = torch.where(chosen, residual, self.misfit)
         fitted = _fit_maps(m, x, self.maps, self.misfit, self.basis)
         norm = fitted.norm(dim=1, keepdim=True).clamp_min(1e-6)
-        self.maps, x = fitted / norm, x * norm
-        self.noise = max(self.noise_floor, min(self.noise, residual))
+        self.maps = torch.where(moving, fitted / norm, self.maps)
+        x = torch.where(self._per_chain(moving), x * self._per_chain(norm), x)
+        self.noise = torch.where(chosen, self.noise.minimum(residual), self.noise)
         operator = sense(self.maps, m.mask, axes=m.axes)
-        problem.operator = operator.repeat_interleave(len(x))
-        problem.backprojection = operator.adjoint(m.y).expand_as(x)
-        problem.noise_std = torch.full_like(problem.noise_std, self.noise)
-        problem.data_step = ConjugateGradientStep(operator, slices=1, max_iterations=self.cg_iterations)
+        problem.operator = operator.repeat_interleave(self.settings.chains)
+        problem.backprojection = self._per_chain(operator.adjoint(m.y))
+        problem.noise_std = self._per_chain(self.noise)
+        # One solve for these maps: what a decomposition costs is not shared by the levels.
+        problem.data_step = make_data_step(
+            operator,
+            slices=len(m),
+            samples=self.settings.chains,
+            steps=1,
+            method=self.data_step,
+            max_iterations=self.cg_iterations,
+            device=x.device,
+        )
         return x
 
 
 def joint_coil_maps(
-    denoiser: Any, measurement: Measurement, noise_floor: Tensor, settings: JointSettings | None = None
+    denoiser: Any,
+    measurement: Measurement,
+    noise_floor: Tensor,
+    settings: JointSettings | None = None,
+    *,
+    batch_size: int | str = "auto",
+    progress: Callable[[int], object] | None = None,
 ) -> Measurement:
-    """Coil maps estimated together with the image, each slice on its own.
+    """Coil maps estimated together with the image, each slice for itself.
 
     Args:
         denoiser: A clean denoiser.
@@ -183,57 +229,93 @@ def joint_coil_maps(
             effective noise level of these maps.
         noise_floor: (n,) noise of the scan itself, in the same units.
         settings: The defaults when None.
+        batch_size: (slice, chain) pairs at a time, all chains of a slice at least; ``"auto"`` goes by their size and
+            the memory that is available. The result does not depend on it.
+        progress: Called after every level with the number of its (slice, chain) pairs.
 
     Returns:
         The measurement with new ``coil_maps`` (sum |S|^2 = 1) and ``noise_std``.
 
     Raises:
         PriorError: If the denoiser is not a clean one.
-        AmbientMRIError: If there are no maps to start from.
+        AmbientMRIError: If there are no maps to start from, or the data step cannot be made for these masks.
     """
-    samplers, settings = [], settings or JointSettings()
-    for i in range(len(measurement)):
-        sampler = _JointSplitGibbs(measurement[i], settings, noise_floor=float(noise_floor[i]))
-        samplers.append(_run(sampler, denoiser))
-    return _with_maps(measurement, [s.maps for s in samplers], [s.noise for s in samplers])
+    settings = settings or JointSettings()
+
+    def estimate(m: Measurement, floor: Tensor) -> tuple[Tensor, Tensor]:
+        found = _run(_JointSplitGibbs(m, settings, noise_floor=floor), denoiser, progress)
+        return found.maps, found.noise
+
+    return _in_batches(estimate, measurement, noise_floor, settings, batch_size)
 
 
 def calibrationless_coil_maps(
-    denoiser: Any, measurement: Measurement, noise_floor: Tensor, settings: JointSettings | None = None
+    denoiser: Any,
+    measurement: Measurement,
+    noise_floor: Tensor,
+    settings: JointSettings | None = None,
+    *,
+    batch_size: int | str = "auto",
+    progress: Callable[[int], object] | None = None,
 ) -> Measurement:
     """Coil maps of a scan without calibration lines, estimated together with the image (module docstring).
 
     The maps that the measurement brings are not read. Arguments, result and errors are those of
     :func:`joint_coil_maps`; the noise level is the misfit that is left, never less than the noise of the scan.
     """
-    samplers, settings = [], settings or JointSettings()
-    for i in range(len(measurement)):
-        m, floor = measurement[i], float(noise_floor[i])
+    settings = settings or JointSettings()
+
+    def estimate(m: Measurement, floor: Tensor) -> tuple[Tensor, Tensor]:
         m = replace(m, coil_maps=_maps_of_first_image(m))
-        sampler = _JointSplitGibbs(m, settings, noise_floor=floor, temper=_TEMPER)
-        sampler.sigma_min = max(floor / 2, getattr(denoiser, "sd", 0.0) / 100)
-        samplers.append(_run(sampler, denoiser))
-    return _with_maps(measurement, [s.maps for s in samplers], [s.misfit for s in samplers])
+        found = _run(_JointSplitGibbs(m, settings, noise_floor=floor, temper=_TEMPER), denoiser, progress)
+        return found.maps, found.misfit
+
+    return _in_batches(estimate, measurement, noise_floor, settings, batch_size)
 
 
-def _run(sampler: _JointSplitGibbs, denoiser: Any) -> _JointSplitGibbs:
+def _in_batches(
+    estimate: Callable[[Measurement, Tensor], tuple[Tensor, Tensor]],
+    measurement: Measurement,
+    noise_floor: Tensor,
+    settings: JointSettings,
+    batch_size: int | str,
+) -> Measurement:
+    """The measurement with the maps and noise levels of ``estimate``, for as many slices at a time as memory allows,
+    halved where that was too much.
+    """
+    device = measurement.y.device
+    rows = rows_per_batch(batch_size, measurement.image_shape, measurement.num_coils, device)
+    slices = min(len(measurement), max(1, rows // settings.chains))
+    while True:
+        try:
+            parts = [slice(first, first + slices) for first in range(0, len(measurement), slices)]
+            found = [estimate(measurement[part], noise_floor[part]) for part in parts]
+            maps, levels = torch.cat([m for m, _ in found]), torch.cat([level for _, level in found])
+            return replace(measurement, coil_maps=maps, noise_std=levels)
+        except (RuntimeError, MemoryError, AmbientMRIError) as error:
+            if slices == 1 or not out_of_memory(error):
+                raise
+        free_memory(device)
+        slices //= 2
+
+
+def _run(sampler: _JointSplitGibbs, denoiser: Any, progress: Callable[[int], object] | None = None) -> _JointSplitGibbs:
     """The sampler after its chains have run."""
     clean = isinstance(denoiser, Denoiser)
     require(clean, "coil_maps='joint' needs a clean prior: an ambient network cannot be annealed.", PriorError)
-    m, settings = sampler.measurement, sampler.settings
-    streams = [("joint maps", settings.seed, m.key[0], k) for k in range(settings.chains)]
-    generators = [keyed_generator(*stream, device=m.y.device) for stream in streams]
+    m, generators = sampler.measurement, sampler.streams(-1)
     operator = sense(sampler.maps, m.mask, axes=m.axes)
-    sampler.sample(denoiser, operator, m.y, sampler.noise, generators=generators)
+
+    def done(level: Level, x: Tensor) -> None:
+        if progress is not None:
+            progress(len(x))
+
+    sampler.sample(denoiser, operator, m.y, sampler.noise, generators=generators, callback=done)
     return sampler
 
 
-def _with_maps(measurement: Measurement, maps: list[Tensor], levels: list[float]) -> Measurement:
-    return replace(measurement, coil_maps=torch.cat(maps), noise_std=torch.tensor(levels).to(measurement.noise_std))
-
-
 def _maps_of_first_image(m: Measurement) -> Tensor:
-    """Maps (1, C, H, W) that fit the root sum of squares of the zero-filled coil images, sum |S|^2 = 1."""
+    """Maps (n, C, H, W) that fit the root sum of squares of the zero-filled coil images, sum |S|^2 = 1."""
     basis = SmoothMaps.of(m.image_shape, m.num_coils, m.y.device)
     x = ifft(m.y, m.axes).abs().square().sum(dim=1, keepdim=True).sqrt().to(m.y)
     maps = torch.zeros_like(m.y)
@@ -250,24 +332,31 @@ def _cosines(length: int, orders: Tensor) -> Tensor:
     return table
 
 
-def _residual(m: Measurement, maps: Tensor, x: Tensor) -> float:
-    """Rms of y - P F S x per real part, over the chains."""
-    difference = torch.where(m.mask, m.y - fft(maps * x, m.axes), 0)
-    measured = m.mask.expand(1, 1, *m.image_shape).sum() * m.num_coils * len(x)
-    return float((difference.abs().square().sum() / (2 * measured)).sqrt())
+def _of_chains(x: Tensor, slices: int) -> Tensor:
+    """Images (n K, 1, H, W), slice by slice, as (n, K, 1, H, W)."""
+    return x.reshape(slices, -1, *x.shape[1:])
 
 
-def _fit_maps(m: Measurement, x: Tensor, maps: Tensor, noise_std: float, basis: SmoothMaps) -> Tensor:
-    """The maps that explain y best given the images of all chains, (1, C, H, W), not normalised."""
-    std = basis.std
+def _residual(m: Measurement, maps: Tensor, x: Tensor) -> Tensor:
+    """Rms of y - P F S x per real part, over the chains of every slice, (n,)."""
+    images = _of_chains(x, len(m))
+    difference = torch.where(m.mask[:, None], m.y[:, None] - fft(maps[:, None] * images, m.axes), 0)
+    sampled = m.mask.expand(-1, 1, *m.image_shape).sum(dim=(1, 2, 3))
+    measured = sampled * m.num_coils * images.shape[1]
+    return (difference.abs().square().sum(dim=(1, 2, 3, 4)) / (2 * measured)).sqrt()
+
+
+def _fit_maps(m: Measurement, x: Tensor, maps: Tensor, noise_std: Tensor, basis: SmoothMaps) -> Tensor:
+    """The maps that explain y best given the images of all chains, (n, C, H, W), not normalised; noise_std (n,)."""
+    std, images, mask = basis.std, _of_chains(x, len(m)), m.mask[:, None]
 
     def adjoint(kspace: Tensor) -> Tensor:
-        return basis.coefficients(x.conj() * ifft(kspace, m.axes)).mean(dim=0, keepdim=True) * std
+        return basis.coefficients(images.conj() * ifft(kspace, m.axes)).mean(dim=1) * std
 
     def normal(u: Tensor) -> Tensor:
-        predicted = torch.where(m.mask, fft(x * basis.maps(std * u), m.axes), 0)
-        return adjoint(predicted) + noise_std**2 * u
+        predicted = torch.where(mask, fft(images * basis.maps(std * u)[:, None], m.axes), 0)
+        return adjoint(predicted) + per_row(noise_std.square(), u) * u
 
     start = basis.coefficients(maps) / std
-    solved = conjugate_gradient(normal, adjoint(m.y), x0=start, max_iterations=_MAP_ITERATIONS, rtol=1e-3)
+    solved = conjugate_gradient(normal, adjoint(m.y[:, None]), x0=start, max_iterations=_MAP_ITERATIONS, rtol=1e-3)
     return basis.maps(std * solved.x)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +86,7 @@ def test_given_the_image_the_maps_are_recovered(world: tuple[Measurement, Tensor
     m, image, maps = world
     basis = SmoothMaps.of((SIZE, SIZE), COILS, torch.device("cpu"))
     flat = torch.full_like(maps, COILS**-0.5)
-    fitted = joint_maps._fit_maps(m, image, flat, NOISE, basis)
+    fitted = joint_maps._fit_maps(m, image, flat, torch.tensor([NOISE]), basis)
     assert agreement(flat, maps, image) < 0.9
     assert agreement(fitted / fitted.norm(dim=1, keepdim=True), maps, image) > 0.998
 
@@ -167,17 +169,89 @@ def test_without_calibration_lines_given_maps_are_not_read(world: tuple[Measurem
     torch.testing.assert_close(found[0], found[1])
 
 
-def test_a_slice_does_not_depend_on_its_neighbours_or_on_hybrid_space(
-    world: tuple[Measurement, Tensor, Tensor],
+class CountingDenoiser(GaussianDenoiser):
+    """Remembers how many rows it was asked for at a time."""
+
+    asked: list[int]
+
+    def forward(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        self.asked = [*getattr(self, "asked", []), len(x_t)]
+        return super().forward(x_t, sigma)
+
+
+def in_double(m: Measurement) -> Measurement:
+    """Rounding errors, which a fit of maps lets grow, out of the way."""
+    maps = None if m.coil_maps is None else m.coil_maps.to(torch.complex128)
+    return replace(m, y=m.y.to(torch.complex128), coil_maps=maps, noise_std=m.noise_std.double())
+
+
+@pytest.mark.parametrize("estimate", [joint_coil_maps, calibrationless_coil_maps])
+def test_slices_share_a_batch_and_do_not_depend_on_it(
+    estimate: Callable[..., Measurement], world: tuple[Measurement, Tensor, Tensor]
+) -> None:
+    """Noise levels that differ: ladders and the levels at which maps begin to move do, too."""
+    m, image, _ = world
+    loud = replace(m, y=0.9 * m.y, noise_std=torch.tensor([0.2]), key=("1",))
+    three = in_double(Measurement.collate([m, loud, replace(m, key=("2",))])).cancel_readout()
+    floor, settings = torch.tensor([NOISE, 0.15, NOISE], dtype=torch.float64), JointSettings(steps=6, chains=2)
+    oracle = denoiser(image)
+    counting = CountingDenoiser(
+        torch.diag(oracle.variances.to(torch.complex128)), 0.8 * image[0, 0].to(torch.complex128)
+    )
+    counting.basis, counting.variances = oracle.basis.to(torch.complex128), oracle.variances.double()
+    done: list[int] = []
+    together = estimate(counting, three, floor, settings, batch_size=6, progress=done.append)
+    assert counting.asked == done == [6] * settings.steps
+    in_turns = estimate(counting, three, floor, settings, batch_size=4)
+    assert counting.asked[settings.steps :] == [4] * settings.steps + [2] * settings.steps
+    alone = estimate(counting, three[1], floor[1:2], settings)
+    assert together.coil_maps is not None and alone.coil_maps is not None
+    assert not torch.equal(together.coil_maps[0], together.coil_maps[2])
+    for found in (together, in_turns):
+        torch.testing.assert_close(found.coil_maps[1:2], alone.coil_maps, atol=1e-8, rtol=0)
+        torch.testing.assert_close(found.noise_std[1:2], alone.noise_std, atol=1e-8, rtol=0)
+    assert len(in_turns.mask) == len(three.mask)
+
+
+@pytest.mark.parametrize("estimate", [joint_coil_maps, calibrationless_coil_maps])
+def test_both_data_steps_give_the_same_maps(
+    estimate: Callable[..., Measurement], world: tuple[Measurement, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They draw from the same streams, and differ by where conjugate gradients stop."""
+    m, image, _ = world
+    floor, made = torch.tensor([NOISE], dtype=torch.float64), []
+    original = joint_maps.make_data_step
+    monkeypatch.setattr(joint_maps, "make_data_step", lambda *a, **k: made.append(original(*a, **k)) or made[-1])
+    maps = []
+    for method in ("exact", "conjugate_gradient"):
+        settings = JointSettings(steps=6, chains=2, data_step=method)
+        maps.append(estimate(denoiser(image), in_double(m), floor, settings).coil_maps)
+        assert {step.name for step in made} == {method}
+        made.clear()
+    assert agreement(maps[0], maps[1], image) > 0.9999
+    assert not torch.equal(maps[0], maps[1])
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved(
+    world: tuple[Measurement, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     m, image, _ = world
-    two = Measurement.collate([m, replace(m, y=0.9 * m.y, key=("1",))])
-    floor = torch.full((2,), NOISE)
-    together = joint_coil_maps(denoiser(image), two.cancel_readout(), floor, JointSettings(steps=4, chains=2))
-    alone = joint_coil_maps(denoiser(image), two[1].cancel_readout(), floor[:1], JointSettings(steps=4, chains=2))
-    assert together.coil_maps is not None and alone.coil_maps is not None
-    torch.testing.assert_close(together.coil_maps[1:], alone.coil_maps)
-    torch.testing.assert_close(together.noise_std[1:], alone.noise_std)
+    four = Measurement.collate([replace(m, key=(str(i),)) for i in range(4)])
+    floor, settings, tried = torch.full((4,), NOISE), JointSettings(steps=2, chains=1), []
+    run = joint_maps._run
+
+    def limited(sampler: Any, *others: Any) -> Any:
+        tried.append(len(sampler.measurement))
+        if tried[-1] > 1:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return run(sampler, *others)
+
+    whole = joint_coil_maps(denoiser(image), four, floor, settings)
+    monkeypatch.setattr(joint_maps, "_run", limited)
+    torch.testing.assert_close(
+        joint_coil_maps(denoiser(image), four, floor, settings).coil_maps, whole.coil_maps, atol=1e-4, rtol=0
+    )
+    assert tried == [4, 2, 1, 1, 1, 1]
 
 
 def test_it_refuses_what_it_cannot_do(world: tuple[Measurement, Tensor, Tensor]) -> None:
@@ -188,3 +262,6 @@ def test_it_refuses_what_it_cannot_do(world: tuple[Measurement, Tensor, Tensor])
         calibrationless_coil_maps(torch.nn.Identity(), m, torch.tensor([NOISE]))
     with pytest.raises(AmbientMRIError, match="starts from coil maps"):
         joint_coil_maps(denoiser(image), replace(m, coil_maps=None), torch.tensor([NOISE]))
+    square = replace(m, mask=torch.ones(1, 1, SIZE, SIZE, dtype=torch.bool))
+    with pytest.raises(AmbientMRIError, match="exact data step needs SENSE with a mask that is constant"):
+        joint_coil_maps(denoiser(image), square, torch.tensor([NOISE]), JointSettings(data_step="exact"))

@@ -30,7 +30,7 @@ from ambient_mri.data.readers.numpy_arrays import ArrayLike, to_numpy
 
 __all__ = ["read_reconstruction", "save_reconstruction"]
 
-_ENDINGS = ".h5, .hdf5, .npz, .nii or .nii.gz; Reconstruction.save also writes .png"
+_ENDINGS = ".h5, .hdf5, .npz, .nii or .nii.gz"
 
 
 def save_reconstruction(
@@ -72,7 +72,7 @@ def save_reconstruction(
         return [_write_npz(Path(path), arrays, affine, text)]
     require(
         name.endswith((".nii", ".nii.gz")),
-        f"{path}: the ending names no known format; use {_ENDINGS} (a picture: .png, from Reconstruction.save).",
+        f"{path}: the ending names no known format; use {_ENDINGS} (Reconstruction.save also takes .png).",
     )
     return _write_nifti(Path(path), arrays, affine)
 
