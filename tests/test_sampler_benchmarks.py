@@ -53,7 +53,56 @@ def test_samplers_without_data_measures_phantoms_and_resumes(
 
 def test_every_sampler_for_clean_priors_is_in_the_plan() -> None:
     benchmark = load("quality/samplers")
-    assert set(benchmark.STEPS) == {name for name, cls in SAMPLERS.items() if "clean" in cls.accepts}
+    clean = {name for name, cls in SAMPLERS.items() if "clean" in cls.accepts}
+    assert set(benchmark.STEPS) == set(benchmark.HOUR_CURVES) == set(benchmark.HOUR) | {"dps"} == clean
+
+
+def test_an_hour_makes_the_claims_of_the_full_design_with_less() -> None:
+    """Every sampler but dps under every mask and R, curves of all, coverage of 32 samples, a wrong noise level."""
+    benchmark = load("quality/samplers")
+    options = benchmark.parse(["--prior", "brain128", "--budget", "hour"])
+    assert (options.scans, options.samples) == (1, 4)
+    cells = {(law, r): benchmark.plan(options, law, r) for law in options.masks for r in options.accelerations}
+    assert len(cells) == 12
+    for cell, planned in cells.items():
+        assert len(set(planned)) == len(planned)
+        samplers = {p.sampler for p in planned if p.samples == 4 and p.noise_factor == 1}
+        assert samplers == set(benchmark.STEPS) - (set() if cell == ("random", 4) else {"dps"})
+    curves = [p for p in cells["random", 4] if p.samples == 4 and p.noise_factor == 1]
+    assert all(sum(p.sampler == name for p in curves) >= 2 for name in benchmark.STEPS)
+    assert {p.noise_factor for p in cells["random", 4]} == {0.5, 1, 2}
+    covered = {cell: {p.sampler for p in planned if p.samples >= 32} for cell, planned in cells.items()}
+    assert {cell for cell, names in covered.items() if names} == {("random", 4), ("random", 8)}
+    assert covered["random", 8] >= {"split_gibbs", "dds", "daps"}
+    with pytest.raises(SystemExit):
+        benchmark.parse(["--prior", "brain128", "--budget", "hour", "--num-steps", "5"])
+
+
+def test_an_hour_draws_its_curves_from_the_cell_that_has_them(
+    tmp_path: Path, prior: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AMBIENT_MRI_DATA", raising=False)
+    benchmark = load("quality/samplers")
+    monkeypatch.setattr(benchmark, "HOUR_CURVES", {"dds": (1, 2), "split_gibbs": (2,)})
+    monkeypatch.setattr(benchmark, "HOUR", {"dds": 2, "split_gibbs": 2})
+    drawn: list[Row] = []
+    monkeypatch.setattr(benchmark, "cost_figure", lambda rows, *_, **__: drawn.extend(rows))
+    arguments = ["--prior", str(prior), "--budget", "hour", "--samplers", "dds", "--masks", "random", "poisson"]
+    benchmark.main([*arguments, "--samples", "2", "--accelerations", "4", "--out", str(tmp_path)])
+    found = read_records(tmp_path / "samplers.json")
+    assert found.settings["budget"] == "hour"
+    made = {(r["mask"], r["method"], r["steps"], r["noise_factor"]) for r in found.rows}
+    two, many = "em/dds/mean2", "em/dds/mean32"
+    assert made == {
+        *(("random", two, n, 1) for n in (1, 2)),
+        *(("random", two, 2, factor) for factor in (0.5, 2)),
+        ("random", many, 2, 1),
+        ("poisson", two, 2, 1),
+    }
+    assert {r["method"] for r in found.select(metric="coverage90")} == {many}
+    assert all(r["processor_seconds"] > 0 for r in found.rows)
+    assert {r["method"] for r in drawn} == {two} and {r["noise_factor"] for r in drawn} == {1}
+    assert "| poisson | em/dds/mean2 | 2 | 1 |" in (tmp_path / "samplers.md").read_text()
 
 
 def test_speed_compares_samplers_with_the_bare_network(
