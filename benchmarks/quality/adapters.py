@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import deepinv
 import torch
 from torch import Tensor
 
@@ -26,11 +25,12 @@ from ambient_mri.operators import from_deepinv  # noqa: E402
 from ambient_mri.report.records import Row, write_records  # noqa: E402
 from ambient_mri.report.tables import markdown_table  # noqa: E402
 from ambient_mri.tensors import keyed_generator  # noqa: E402
+from benchmarks.quality.crosscheck_libraries import deepinv  # noqa: E402
 from benchmarks.quality.ledger import recorded_command  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 DEFINITIONS = {
-    "nrmse": "quantity = forward, adjoint: largest difference to the physics itself over its largest number; "
+    "difference": "quantity = forward, adjoint: largest difference to the physics itself over its largest number; "
     "adjointness: |<A x, y> - <x, A^H y>| / (||A x|| ||y||)."
 }
 
@@ -39,7 +39,7 @@ def every_physics() -> Iterator[tuple[str, Any, tuple[int, int, int]]]:
     """Name, physics and the shape of its images."""
     p, size = deepinv.physics, 24
     mask = torch.rand(1, size, size, generator=keyed_generator("mask")) < 0.5
-    kernel = deepinv.physics.blur.gaussian_blur(sigma=(1.0, 2.0), angle=30.0)
+    kernel = deepinv.physics.functional.blur.gaussian_blur(sigma=(1.0, 2.0), angle=30.0)
     yield "Denoising", p.Denoising(), (3, size, size)
     yield "Inpainting", p.Inpainting(img_size=(3, size, size), mask=mask.float().expand(3, -1, -1)), (3, size, size)
     yield "BlurFFT", p.BlurFFT(img_size=(3, size, size), filter=kernel), (3, size, size)
@@ -66,7 +66,7 @@ def measure(name: str, physics: Any, shape: tuple[int, int, int]) -> list[Row]:
         "adjoint": float((adjoint - back).abs().max() / back.abs().max()),
         "adjointness": abs(products[0] - products[1]) / float(ours.double().norm() * y.double().norm()),
     }
-    base = {"case": f"deepinv {name}", "method": "from_deepinv", "metric": "nrmse", "n": 2, "ci95": None}
+    base = {"case": f"deepinv {name}", "method": "from_deepinv", "metric": "difference", "n": 2, "ci95": None}
     return [{**base, "quantity": quantity, "value": value} for quantity, value in found.items()]
 
 
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = [row for case in every_physics() for row in measure(*case)]
     settings = {"libraries": {name: version(name) for name in ("deepinv", "torchvision")}}
     write_records(options.out / "adapters.json", "adapters", command, settings, definitions=DEFINITIONS, rows=rows)
-    text = markdown_table(rows, index=("case",), columns="quantity", metric="nrmse")
+    text = markdown_table(rows, index=("case",), columns="quantity", metric="difference")
     (options.out / "adapters.md").write_text(text + "\n")
     sys.stdout.write(text + "\n")
 
