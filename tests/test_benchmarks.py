@@ -97,6 +97,30 @@ def test_a_prior_whose_scores_are_there_is_not_trained_again(
     assert trained == ["supervised_R4_n0.01"] and "| em | 0.01 | 80 |" in capsys.readouterr().out
 
 
+def test_learning_rates_are_compared_and_no_training_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark = load("quality/learning_rate")
+    trained: list[str] = []
+
+    def stand_in(folder: Path, overrides: list[str]) -> bool:
+        trained.append(folder.name)
+        rate = next(float(o.split("=")[1]) for o in overrides if o.startswith("training.lr="))
+        assert f"training.betas=[0.9,{folder.name.split('_b')[1].split('_')[0]}]" in overrides
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text(f"step,train/loss,val/clean_objective\n4,3,\n9,2,{1 - 100 * rate}\n")
+        return True
+
+    monkeypatch.setattr(benchmark, "train_once", stand_in)
+    arguments = ["--budget", "rehearsal", "--objectives", "supervised", "--betas", "0.99", "--out", str(tmp_path)]
+    benchmark.main([*arguments, "--rates", "5e-4", "4e-3"])
+    benchmark.main([*arguments, "--rates", "5e-4", "2e-3", "4e-3"])
+    assert trained == [f"supervised_lr{rate}_b0.99_1000" for rate in ("0.0005", "0.004", "0.002")]
+    rows = read_records(tmp_path / "learning_rate.json").rows
+    assert {row["learning_rate"]: row["value"] for row in rows} == pytest.approx({5e-4: 0.95, 4e-3: 0.6, 2e-3: 0.8})
+    assert "supervised" in capsys.readouterr().out
+
+
 def test_adps_is_tuned_on_subjects_that_are_not_scored() -> None:
     load("quality/features")
     sys.path.insert(0, str(BENCHMARKS / "quality"))

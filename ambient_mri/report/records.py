@@ -53,6 +53,7 @@ DEFINITIONS: dict[str, str] = {
     "seconds": "Wall-clock seconds for one slice unless the row says otherwise, after warm-up.",
     "peak_memory_mb": "Peak memory in MiB.",
     "training_images": "Images that the optimiser saw over the whole chain of trainings, repetitions counted.",
+    "objective": "The training objective on held-out data, averaged weights; lower is better, within one objective.",
     "denoising_error": "Rms of D(x0 + sigma n) - x0 per real part, over sd.",
     "nstd": "Standard deviation: rms of the samples' std over that of the reference, same pixels; beside NRMSE.",
     "ratio": "Ratio of two timings of one run, as the benchmark's settings name them.",
@@ -65,7 +66,7 @@ DEFINITIONS: dict[str, str] = {
 METRICS: tuple[str, ...] = tuple(DEFINITIONS)
 # Their rows may name any implementation.
 IMPLEMENTATION_METRICS = (
-    *("seconds", "peak_memory_mb", "ratio", "training_images"),
+    *("seconds", "peak_memory_mb", "ratio", "training_images", "objective"),
     *("agreement", "difference", "kept"),
 )
 

@@ -24,7 +24,7 @@ __all__ = ["format_value", "markdown_table", "rich_table"]
 DASH = "–"
 _DIGITS = {"psnr": 2, "ssim": 3, "nmse": 4, "nrmse": 3, "coverage90": 3, "variance_ratio": 2, "chi2_residual": 2}
 _HIGHER_IS_BETTER = {"psnr", "ssim", "std_error_correlation"}
-_LOWER_IS_BETTER = {"nmse", "nrmse", "seconds", "peak_memory_mb"}
+_LOWER_IS_BETTER = {"nmse", "nrmse", "seconds", "peak_memory_mb", "objective"}
 _CALIBRATED = {"coverage90": 0.9, "variance_ratio": 1.0, "chi2_residual": 1.0}
 _HEADINGS = {
     "psnr": "PSNR (dB)",
