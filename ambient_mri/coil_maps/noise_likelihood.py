@@ -32,10 +32,10 @@ from ambient_mri.operators import conjugate_gradient, sense
 from ambient_mri.operators.sense import SenseNormal
 from ambient_mri.tensors import complex_randn, keyed_generator
 
-__all__ = ["likely_noise_std"]
+__all__ = ["FEWEST_COILS", "likely_noise_std"]
 
 # With fewer coils there is too little that they agree on.
-_FEWEST_COILS = 4
+FEWEST_COILS = 4
 # w, in distances from the zero frequency over the measured extent, and the least number of locations in it.
 _INNER, _OUTER, _FEWEST = 0.6, 0.9, 64
 # Side of the neighbourhood whose mean power is p, and the least share of that power that is signal.
@@ -56,7 +56,7 @@ def likely_noise_std(m: Measurement, start: Tensor) -> Tensor:
         (b,) per real part; ``start`` where fewer than four coils see anything, or little was measured far from the
         zero frequency.
     """
-    if m.coil_maps is None or m.num_coils < _FEWEST_COILS:
+    if m.coil_maps is None or m.num_coils < FEWEST_COILS:
         return start
     found = [_row(m[i], float(start[i])) for i in range(len(m))]
     return torch.tensor(found).to(start)
@@ -67,7 +67,7 @@ def _row(m: Measurement, start: float) -> float:
     maps = m.coil_maps
     held = m.mask.expand(1, 1, *m.image_shape) & (m.y != 0).any(dim=1, keepdim=True)
     coils = int((m.y != 0).any(dim=(2, 3)).sum())
-    if maps is None or coils < _FEWEST_COILS or start <= 0:
+    if maps is None or coils < FEWEST_COILS or start <= 0:
         return start
     distance = _distance(held)
     region = held & (distance > _INNER) & (distance < _OUTER)

@@ -18,7 +18,7 @@ from ambient_mri._checks import AmbientMRIError
 from ambient_mri.coil_maps import find_acs
 from ambient_mri.data.acquisition import Extent
 from ambient_mri.data.files import SliceSelection
-from ambient_mri.data.normalize import estimate_noise_std, measured_scale
+from ambient_mri.data.normalize import estimate_noise_std, measured_scale, noise_warnings
 from ambient_mri.data.oversampling import readout_oversampling
 from ambient_mri.data.readers import DataWarning, RawScan, from_arrays, read_scan
 from ambient_mri.data.readers.numpy_arrays import ArrayLike
@@ -202,6 +202,7 @@ def _problems(raw: RawScan, found: KspaceCheck) -> list[str]:
         )
     elif few:
         problems.append(f"{min(found.acs)} calibration lines (24 are usual): coil maps will be the largest error")
+    problems += [text.rstrip(".") for text in noise_warnings(found.noise_source, raw.num_coils)]
     if found.snr is not None and found.snr < 3:
         problems.append(
             f"signal is {found.snr:.1f} times the noise of a sample: is this a noise scan, or one empty slice?"

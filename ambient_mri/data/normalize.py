@@ -27,14 +27,16 @@ import torch
 from torch import Tensor
 
 from ambient_mri._checks import DataError, require
+from ambient_mri.coil_maps.noise_likelihood import FEWEST_COILS
 from ambient_mri.data.acquisition import Extent
 from ambient_mri.data.null_space import null_space_variance
 from ambient_mri.operators.fourier import ifft
 
-__all__ = ["PERIPHERY", "estimate_noise_std", "measured_scale"]
+__all__ = ["PERIPHERY", "estimate_noise_std", "measured_scale", "noise_warnings"]
 
 # Where an estimate comes from that rests on the outer samples of k-space, which may hold signal.
 PERIPHERY = "k-space periphery"
+_MAY_HOLD_SIGNAL = "may hold signal"
 
 # Fallback of the scale: the power of objects with sharp edges falls as |k|^-3 in two dimensions; an object half the
 # field of view wide bends that law at half a cycle per field of view.
@@ -43,6 +45,8 @@ _BEND, _EXPONENT = 0.5, 1.5
 # signal that falls off slowly can look like that; eight in a row within 8 % can only be noise.
 _RINGS, _SHORT, _LONG = 16, (3, 0.05), (8, 0.08)
 _FEWEST_SAMPLES, _ENOUGH_SAMPLES = 32, 2**22
+# Margins: bins along the field of view, and how many of them must be dark; finer ones where the object leaves no room.
+_MARGINS = ((16, 2), (32, 2), (64, 3))
 # The null space is believed where it shows plainly less than the other views, and not next to nothing.
 _TOLD_APART, _DIMMED = 0.8, 1e-3
 
@@ -146,7 +150,8 @@ def estimate_noise_std(
        agree in variance are the noise floor; rings further out were filtered by the scanner, rings further in hold
        signal.
     2. *image background*: where the mask is constant along an axis, the transform along that axis alone separates the
-       object from the empty margins of the field of view, at any acceleration. The lines there are ranked as in 1.
+       object from the empty margins of the field of view, at any acceleration. The lines there are ranked as in 1. The
+       margins must hold a twentieth of the field of view, and a hundred samples of lines far from the centre.
     3. *image corners*, where 2 finds nothing and hardly anything is missing: elliptical scans, filtered k-space.
 
     4. *null space of the calibration lines*, from four coils on, where 1 found no floor of half of all rings: what no
@@ -206,6 +211,17 @@ def estimate_noise_std(
     return math.sqrt(periphery), provenance
 
 
+def noise_warnings(provenance: str, num_coils: int) -> list[str]:
+    """One sentence where the provenance of an estimate says that it may hold signal, and coils cannot lower it."""
+    if _MAY_HOLD_SIGNAL not in provenance or num_coils >= FEWEST_COILS:
+        return []
+    return [
+        "noise_std is an upper bound, perhaps several times too high: neither the edge of k-space nor an empty margin "
+        f"of the field of view shows noise alone, and fewer than {FEWEST_COILS} coils cannot tell it from signal. Pass "
+        "noise_std, from a noise scan if there is one."
+    ]
+
+
 def _weigh(margins: dict[str, float]) -> tuple[str, float]:
     """The smaller variance; of two that nearly agree the larger, since a filter along the axis lowers one."""
     least = min(margins.values(), default=math.inf)
@@ -231,9 +247,11 @@ def _periphery(
         for name, (variances, counts) in rings.items():
             variance, agree = _floor(variances, counts, *run)
             if agree:
-                return variance, f"{PERIPHERY}, {name} rings, noise floor", run is _LONG
+                settled = run is _LONG
+                doubt = "" if settled else f" of three rings, which {_MAY_HOLD_SIGNAL}"
+                return variance, f"{PERIPHERY}, {name} rings, noise floor{doubt}", settled
     bound = min(_floor(*found, *_SHORT)[0] for found in rings.values())
-    return bound, f"{PERIPHERY} without a noise floor: an upper bound that may hold signal", False
+    return bound, f"{PERIPHERY} without a noise floor: an upper bound that {_MAY_HOLD_SIGNAL}", False
 
 
 def _background(hybrid: Tensor, lines: np.ndarray, axis: int, distance: np.ndarray, periphery: float) -> float:
@@ -251,7 +269,17 @@ def _background(hybrid: Tensor, lines: np.ndarray, axis: int, distance: np.ndarr
     outer = lines & (distance > 0.25)
     far = np.broadcast_to(distance, lines.shape)[outer]
     power = aligned[:, torch.from_numpy(outer)].abs().double().square().numpy()
-    bins = np.array_split(np.arange(power.shape[-1]), min(_RINGS, power.shape[-1]))
+    return next((v for bins in _MARGINS if (v := _margins(power, far, bins, periphery)) < math.inf), math.inf)
+
+
+def _margins(power: np.ndarray, far: np.ndarray, sought: tuple[int, int], periphery: float) -> float:
+    """Variance in the darkest bins along the last axis of ``power`` (coils, lines, positions); infinite without any.
+
+    The field of view is periodic: its first and last positions share a bin, so that an object off the centre, which
+    leaves room on one side alone, has a margin, too.
+    """
+    number, fewest = min(sought[0], power.shape[-1]), sought[1]
+    bins = np.array_split(np.roll(np.arange(power.shape[-1]), power.shape[-1] // number // 2), number)
     variances = np.array([_variance(power[..., b].reshape(len(power), -1)) for b in bins])
     counts = np.array([np.count_nonzero(power[..., b]) for b in bins])
     order = [i for i in np.argsort(variances) if counts[i] >= _FEWEST_SAMPLES and variances[i] > 1e-3 * periphery]
@@ -260,12 +288,14 @@ def _background(hybrid: Tensor, lines: np.ndarray, axis: int, distance: np.ndarr
         return math.inf
     # Every margin that shows no more than those two: with few coils and lines, two of them leave much to chance.
     level = float(variances[lowest].mean())
-    near = [i for i in order if variances[i] <= level * (1 + 3 / (math.log(2) * math.sqrt(counts[i])))]
+    error = 3 * math.sqrt(1.5) / math.log(2)  # three standard errors of the difference from a mean of two
+    near = [i for i in order if variances[i] <= level * (1 + error / math.sqrt(counts[i]))]
+    if len(near) < fewest:  # the edge of a filter along the readout: dark, but not alike
+        return math.inf
     empty = np.concatenate([bins[i] for i in near])
     margin = power[..., empty].reshape(len(power), -1)
-    variance, agree = _floor(*_ring_variances(margin, np.repeat(far, len(empty)), _RINGS // 2), *_SHORT)
     # What leaks out of the object falls off along the other axis; noise does not.
-    return variance if agree else math.inf
+    return _longest_floor(*_ring_variances(margin, np.repeat(far, len(empty)), _RINGS // 2))
 
 
 def _corners(kspace: Tensor, sampled: Tensor, periphery: float) -> float:
@@ -324,6 +354,22 @@ def _floor(variances: np.ndarray, counts: np.ndarray, length: int, tolerance: fl
         if spread < least:
             flattest, least = float(run.mean()), spread
     return flattest, False
+
+
+def _longest_floor(variances: np.ndarray, counts: np.ndarray) -> float:
+    """Mean variance of as many rings in a row, three or more, as differ no more than chance makes them; else infinite.
+
+    Of runs of one length the outermost counts. Rings of a margin hold few samples: three of them leave much to chance.
+    """
+    for length in range(len(variances), _SHORT[0] - 1, -1):
+        for last in range(len(variances), length - 1, -1):
+            run, number = variances[last - length : last], counts[last - length : last]
+            deviations = math.log(2) * np.sqrt(number) * (run / run.mean() - 1)  # in standard errors of a median
+            # chi^2 of length - 1 degrees of freedom, at most two standard deviations above its mean
+            chance = float(np.sum(deviations**2)) <= length - 1 + 2 * math.sqrt(2 * (length - 1))
+            if chance or np.ptp(run) <= _SHORT[1] * run.mean():
+                return float(run.mean())
+    return math.inf
 
 
 def _pooled(variances: np.ndarray, counts: np.ndarray, first: int, last: int) -> float:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ambient_mri.coil_maps import find_acs
+from ambient_mri.coil_maps.noise_likelihood import FEWEST_COILS
 
 __all__ = ["null_space_variance"]
 
@@ -27,7 +28,7 @@ __all__ = ["null_space_variance"]
 _WINDOW, _SHARE = (6, 3), 0.25
 # Rows that vectors are learned from and tried on, in distances from the zero frequency; filters begin further out.
 _INNER, _OUTER = 0.4, (0.5, 0.85)
-_FEWEST_COILS, _SLICES = 4, 3
+_SLICES = 3
 
 
 def null_space_variance(data: Tensor, sampled: Tensor) -> float:
@@ -39,7 +40,7 @@ def null_space_variance(data: Tensor, sampled: Tensor) -> float:
     """
     acs = find_acs(sampled.all(dim=0)[None, None])
     data = data[:, data.abs().amax(dim=(0, 2, 3)) > 0]  # a silent coil is orthogonal to everything
-    if acs is None or data.shape[1] < _FEWEST_COILS:
+    if acs is None or data.shape[1] < FEWEST_COILS:
         return math.inf
     middle = len(data) // 2
     block = acs.crop(data[max(0, middle - 1) : max(0, middle - 1) + _SLICES])

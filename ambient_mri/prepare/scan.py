@@ -11,9 +11,10 @@ import torch
 
 from ambient_mri._checks import DataError, require
 from ambient_mri.coil_maps import estimate_coil_maps, likely_noise_std
+from ambient_mri.coil_maps.noise_likelihood import FEWEST_COILS
 from ambient_mri.data.coil_compression import coil_compression
 from ambient_mri.data.fastmri_masks import FastMRIMask
-from ambient_mri.data.normalize import PERIPHERY, estimate_noise_std, measured_scale
+from ambient_mri.data.normalize import PERIPHERY, estimate_noise_std, measured_scale, noise_warnings
 from ambient_mri.data.oversampling import remove_readout_oversampling
 from ambient_mri.data.readers import RawScan
 from ambient_mri.data.schema import PreparedScan
@@ -65,7 +66,8 @@ def prepare_scan(
         maps, method, warnings = _coil_maps(scan, noise_std, settings, torch.device(device))
     else:
         maps, method, warnings = scan.coil_maps, "from the file", []
-    if noise_source.startswith(PERIPHERY):
+    warnings = warnings + noise_warnings(noise_source, scan.num_coils)
+    if noise_source.startswith(PERIPHERY) and scan.num_coils >= FEWEST_COILS:
         noise_std, noise_source = _lowered(scan, maps, noise_std), f"{noise_source}; at most, as the coils agree"
     preparation: dict[str, Any] = {
         **settings.describe(),

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ambient_mri._checks import DataError, check_finite, check_positive, check_shape, require
 from ambient_mri.coil_maps import MapSource, absorb_phase, estimate_coil_maps, likely_noise_std
-from ambient_mri.data.normalize import PERIPHERY, estimate_noise_std, measured_scale
+from ambient_mri.coil_maps.noise_likelihood import FEWEST_COILS
+from ambient_mri.data.normalize import PERIPHERY, estimate_noise_std, measured_scale, noise_warnings
 from ambient_mri.measurement import Measurement
 from ambient_mri.prior import Prior
 from ambient_mri.sampling.calibration import FEW_LINES, EffectiveNoise, effective_noise_std
@@ -168,7 +169,8 @@ class Volume:
             values, source = torch.as_tensor(raw.noise_std, dtype=torch.float32), "from the file"
         else:
             estimate, source = estimate_noise_std(raw.kspace, raw.mask, raw.acquired_extent)
-            source += "; at most, as the coils agree" if source.startswith(PERIPHERY) else ""
+            if source.startswith(PERIPHERY) and raw.num_coils >= FEWEST_COILS:
+                source += "; at most, as the coils agree"
             values = torch.tensor([estimate])
         return cls(raw, scale, (values / scale).expand(len(raw)), source, held)
 
@@ -224,9 +226,10 @@ class Volume:
         return result
 
     def warnings(self) -> list[str]:
-        """What a user should know of slices without signal."""
+        """What a user should know of slices without signal, and of a noise level that is none."""
         empty = [index for i, index in enumerate(self.raw.slice_indices) if i not in self.held]
-        return [f"slices {empty} hold nothing but zeros: so do their reconstruction and its std."] if empty else []
+        noted = [f"slices {empty} hold nothing but zeros: so do their reconstruction and its std."] if empty else []
+        return noted + noise_warnings(self.noise_source, self.raw.num_coils)
 
     def settings(self) -> dict[str, Any]:
         """What was measured of the volume, as plain data."""

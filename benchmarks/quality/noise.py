@@ -1,6 +1,6 @@
 """The noise level estimated without a noise scan, against the level that was put into simulated scans.
 
-    python benchmarks/quality/noise.py [--out benchmarks/results/noise.json] [--repeats 2]
+    python benchmarks/quality/noise.py [--out benchmarks/results/noise.json] [--repeats 6]
 
 Procedural heads under circular receive coils, complex white noise of known level, and then what scanners do to
 k-space: lines left out, zero padding, filtered edges (a window over the outer tenth of rows and columns), corners that
@@ -162,7 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, write the records and the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=6)
     options = parser.parse_args(arguments)
     rows = measure(options.repeats)
     definitions = {"ratio": "Estimated over true noise_std, mean over repeats; simulated heads."}

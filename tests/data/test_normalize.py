@@ -5,9 +5,12 @@ import pytest
 import torch
 
 from ambient_mri._checks import DataError
-from ambient_mri.data.normalize import estimate_noise_std, measured_scale
-from ambient_mri.data.readers import read_scan
-from ambient_mri.operators.fourier import ifft
+from ambient_mri.data.check import check_kspace
+from ambient_mri.data.normalize import estimate_noise_std, measured_scale, noise_warnings
+from ambient_mri.data.readers import from_arrays, read_scan
+from ambient_mri.operators.fourier import fft, ifft
+from ambient_mri.prepare import Preparation
+from ambient_mri.prepare.scan import prepare_scan
 from tests.data.fastmri_files import random_lines, simulated_kspace
 
 
@@ -141,6 +144,45 @@ def test_noise_of_undersampled_scans(sigma: float, acceleration: int) -> None:
     along_rows = mask.swapaxes(-1, -2)
     value, _ = noise_of(simulated_kspace(4, 6, 128, 128, noise_std=sigma) * along_rows, along_rows)
     assert value == pytest.approx(sigma, rel=0.05)
+
+
+def detailed_object(slices: int, size: int, rows: slice, *, sigma: float, seed: int = 3) -> np.ndarray:
+    """One coil; ``rows`` hold detail down to a pixel, the others nothing: signal of 0.03 up to the edge of k-space."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((slices, 1, size, size), np.complex64)
+    image[:, :, rows, 8:-8] = 0.7 + 0.03 * rng.standard_normal((slices, 1, size, size))[:, :, rows, 8:-8]
+    kspace = fft(torch.from_numpy(image)).numpy()
+    noise = rng.standard_normal(kspace.shape) + 1j * rng.standard_normal(kspace.shape)
+    return (kspace + sigma * noise).astype(np.complex64)
+
+
+@pytest.mark.parametrize("rows", [slice(9, 128), slice(0, 119), slice(4, 123), slice(3, 125)])
+@pytest.mark.parametrize("sigma", [0.001, 0.003, 0.01])
+def test_one_undersampled_coil_with_little_room_around_the_object(rows: slice, sigma: float) -> None:
+    # The field of view is periodic: nine empty rows are nine, on whichever side of the object they are.
+    mask = random_lines(128, acceleration=4, acs_lines=12)[None, None, None]
+    found = [noise_of(detailed_object(8, 128, rows, sigma=sigma, seed=s) * mask, mask) for s in range(6)]
+    assert np.mean([value for value, _ in found]) == pytest.approx(sigma, rel=0.05)
+    assert {provenance for _, provenance in found} == {"image background along rows, noise floor"}
+    along_rows = mask.swapaxes(-1, -2)
+    turned = detailed_object(8, 128, rows, sigma=sigma).swapaxes(-1, -2) * along_rows
+    assert noise_of(turned, along_rows)[0] == pytest.approx(sigma, rel=0.15)
+
+
+def test_signal_everywhere_above_the_noise_is_an_upper_bound_and_says_so() -> None:
+    falling = 1 / (1 + np.hypot(np.arange(-64, 64)[:, None], np.arange(-64, 64)) / 10)
+    kspace = (falling * detailed_object(3, 128, slice(0, 128), sigma=0.03)).astype(np.complex64)
+    mask = random_lines(128, acceleration=4, acs_lines=12)[None, None, None]
+    value, provenance = noise_of(kspace * mask, mask)
+    assert value > 0.003 and "may hold signal" in provenance
+    assert "fewer than 4 coils" in noise_warnings(provenance, 1)[0]
+    assert noise_warnings(provenance, 4) == []  # likely_noise_std lowers it
+    problems = check_kspace(kspace * mask, mask).problems
+    assert any("noise_std is an upper bound" in problem for problem in problems)
+    notes = prepare_scan(from_arrays(kspace * mask, mask), None, Preparation()).preparation["notes"]
+    assert any("noise_std is an upper bound" in note for note in notes)
+    _, known = noise_of(detailed_object(3, 128, slice(9, 128), sigma=0.003) * mask, mask)
+    assert noise_warnings(known, 1) == []
 
 
 @pytest.mark.parametrize("sigma", SIGMA)
