@@ -33,7 +33,8 @@ JOINT_BELOW = FEW_LINES
 _BLIND = (
     "with no ACS lines to speak of, coil maps were estimated together with the image, from nothing: that serves where "
     "the centre of k-space is sampled densely and irregularly (Poisson disc), and fails on lines, most of all on "
-    "equispaced ones and where the zero frequency is not sampled. Pass coil_maps if you have them."
+    "equispaced ones and where the zero frequency is not sampled. There, wrong maps with a wrong image explain the "
+    "data as well as the right ones, so that a chi^2 near 1 says nothing. Pass coil_maps if you have them."
 )
 
 

@@ -11,6 +11,7 @@ from ambient_mri.data.readers import from_arrays, read_scan
 from ambient_mri.operators.fourier import fft, ifft
 from ambient_mri.prepare import Preparation
 from ambient_mri.prepare.scan import prepare_scan
+from ambient_mri.reconstruct.volume import Volume
 from tests.data.fastmri_files import random_lines, simulated_kspace
 
 
@@ -179,8 +180,13 @@ def test_signal_everywhere_above_the_noise_is_an_upper_bound_and_says_so() -> No
     assert noise_warnings(provenance, 4) == []  # likely_noise_std lowers it
     problems = check_kspace(kspace * mask, mask).problems
     assert any("noise_std is an upper bound" in problem for problem in problems)
-    notes = prepare_scan(from_arrays(kspace * mask, mask), None, Preparation()).preparation["notes"]
-    assert any("noise_std is an upper bound" in note for note in notes)
+    raw = from_arrays(kspace * mask, mask)
+    prepared = prepare_scan(raw, None, Preparation()).preparation
+    assert any("noise_std is an upper bound" in note for note in prepared["notes"])
+    volume = Volume.measure(raw)
+    assert any("noise_std is an upper bound" in warning for warning in volume.warnings())
+    assert Volume.measure(raw, noise_std=0.003).warnings() == []
+    assert not any("as the coils agree" in source for source in (volume.noise_source, prepared["noise_source"]))
     _, known = noise_of(detailed_object(3, 128, slice(9, 128), sigma=0.003) * mask, mask)
     assert noise_warnings(known, 1) == []
 
