@@ -4,9 +4,9 @@
 |---|---|
 | ``.npz`` with ``images`` | (n, H, W) or (n, H, W, 1 or 3); ``split`` (n,) "train" or "val" may stand beside |
 | ``.npy`` | the same array |
-| folder | ``.png``, ``.jpg``, ``.webp``, ``.tif`` ... pictures of one size, in subfolders too |
+| folder | ``.png``, ``.jpg``, ``.webp``, ``.tif`` ... pictures of one size, in subfolders too; grey if all are |
 
-Integers are divided by the largest number of their type, real numbers are taken to lie in [0, 1]; then [0, 1] becomes
+Bytes are divided by 255, uint16 by 65535, real numbers are taken to lie in [0, 1]; then [0, 1] becomes
 [-1, 1]. Where there is no split, every tenth image (by a hash of its number) is held out.
 
 Images that are corrupted already, of which no clean version is known, bring in the ``.npz``
@@ -16,7 +16,8 @@ Images that are corrupted already, of which no clean version is known, bring in 
 | ``mask`` | (n, H, W) or (n, H, W, 1 or channels), bool or 0 and 1: where a pixel (or a colour of it) is known |
 | ``noise_std`` | one number or (n,): their noise, counted in [-1, 1], where 25 of 255 grey levels are 0.196 |
 
-either of them or both; in a folder, transparent pixels are unknown. Reals of noisy images may leave [0, 1].
+either of them or both; in a folder, transparent pixels are unknown. Reals of noisy images may leave [0, 1]. What stands
+in a missing pixel (0, NaN, -1) is never looked at, but to tell a mask that is inverted.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ambient_mri._checks import DataError, check_option, require
+from ambient_mri._checks import AmbientMRIError, DataError, check_option, require
 from ambient_mri.data.files import PathLike
 from ambient_mri.data.image_arrays import read_image_arrays
 from ambient_mri.tensors import keyed_generator
@@ -38,6 +39,8 @@ __all__ = ["NaturalImages", "load_natural_images"]
 
 # Noise levels by which a pixel may leave its range; eight of them are one in 10^15.
 _NOISE_RANGE = 8
+# Images of 16 bits reach this; those of cameras and scanners that store 10 to 14 bits in 16 do not.
+_FAINT = 2**14
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -110,8 +113,11 @@ def load_natural_images(
     arrays = _read_folder(source, channels, bool(corrupted)) if source.is_dir() else _read_arrays(source)
     measured = bool({"mask", "noise_std"} & {*arrays}) if corrupted is None else corrupted
     levels = _noise_of(arrays, noise_std, source) if measured else None
-    images = _checked(arrays["images"], source, 0.0 if levels is None else float(levels.max()))
-    mask = _mask_of(arrays, images, source) if measured else None
+    stack = _stacked(arrays["images"], source)
+    mask = _mask_of(arrays, stack, source) if measured else None
+    if mask is not None:
+        stack = _known_alone(stack, mask, source)
+    images = _checked(stack, source, 0.0 if levels is None else float(levels.max()))
     train, val = _split(arrays.get("split"), len(images), val_share, source)
     if measured:
         require(
@@ -217,16 +223,25 @@ def _read_folder(folder: Path, channels: int | None, corrupted: bool) -> dict[st
             with Image.open(file) as opened:
                 known.append(_opaque(opened, file, corrupted))
                 # Colours that were measured are neither averaged nor repeated.
-                grey = opened.mode in ("1", "L", "LA") if corrupted else channels == 1
+                grey = opened.mode in ("1", "L", "LA") if corrupted or channels is None else channels == 1
                 picture = np.asarray(opened.convert("L" if grey else "RGB"))
+        except AmbientMRIError:  # is a ValueError, and says what is wrong
+            raise
         except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on damaged files
             raise DataError(f"{file}: cannot be read as a picture ({error}). Is the file complete?") from error
         pictures.append(picture if picture.ndim == 3 else picture[..., None])
         require(
-            pictures[-1].shape == pictures[0].shape,
+            pictures[-1].shape[:2] == pictures[0].shape[:2],
             f"{file}: is {picture.shape}, {files[0].name} is {pictures[0].shape}: crop or resize to one size.",
             DataError,
         )
+    colours = {picture.shape[-1] for picture in pictures}
+    require(
+        len(colours) == 1 or not corrupted,
+        f"{folder}: holds grey pictures and coloured ones, which are corrupted channel by channel: make two folders.",
+        DataError,
+    )
+    pictures = [_with_channels(picture, max(colours)) for picture in pictures]
     return {"images": np.stack(pictures), **({"mask": np.stack(known)} if corrupted else {})}
 
 
@@ -261,17 +276,48 @@ def _opaque(picture: Any, file: Path, corrupted: bool) -> np.ndarray:
     return alpha == 255
 
 
-def _checked(images: np.ndarray, source: Path, noise_std: float) -> np.ndarray:
+def _stacked(images: np.ndarray, source: Path) -> np.ndarray:
+    """The images as (n, H, W, 1 or 3)."""
+    stack = images[..., None] if images.ndim == 3 else images
+    first = stack.ndim == 4 and stack.shape[1] in (1, 3) and stack.shape[-1] not in (1, 3)
+    hint = " Channels come last: images.transpose(0, 2, 3, 1)." if first else ""
+    require(
+        stack.ndim == 4 and stack.size > 0 and stack.shape[-1] in (1, 3) and stack.dtype.kind in "uif",
+        f"{source}: images must be real numbers (n, H, W) or (n, H, W, 1 or 3); got {images.dtype} {images.shape}."
+        + hint,
+        DataError,
+    )
+    return stack
+
+
+def _known_alone(stack: np.ndarray, mask: np.ndarray, source: Path) -> np.ndarray:
+    """The images with zero where nothing is known, whatever number stands there in the file.
+
+    Raises:
+        DataError: If what is called known is one number everywhere, and what is called missing is not.
+    """
+    known = np.broadcast_to(mask, stack.shape)
+    if known.all():
+        return stack
+    require(
+        not _is_constant(stack[known]) or _is_constant(stack[~known]),
+        f"{source}: all pixels that `mask` calls known hold one number, those that it calls missing do not: it is "
+        "inverted. It must be 1 where a pixel is known: store ~mask, or 1 - mask.",
+        DataError,
+    )
+    return np.where(known, stack, stack.dtype.type(0))
+
+
+def _is_constant(values: np.ndarray) -> bool:
+    """Whether all are the same number, or none is a number."""
+    return bool((values == values[0]).all() or np.isnan(values).all())
+
+
+def _checked(stack: np.ndarray, source: Path, noise_std: float) -> np.ndarray:
     """(n, H, W, channels), finite, in a known range; integers that are bytes (nothing above 255) become bytes.
 
     Reals may leave [0, 1] by what noise of ``noise_std`` (of values in [-1, 1]) explains.
     """
-    stack = images[..., None] if images.ndim == 3 else images
-    require(
-        stack.ndim == 4 and stack.size > 0 and stack.shape[-1] in (1, 3) and stack.dtype.kind in "uif",
-        f"{source}: images must be real numbers (n, H, W) or (n, H, W, 1 or 3); got {images.dtype} {images.shape}.",
-        DataError,
-    )
     if stack.dtype.kind in "ui" and stack.dtype != np.uint8:
         lowest, highest = int(stack.min()), int(stack.max())
         sixteen = stack.dtype == np.uint16 and highest > 255
@@ -280,12 +326,23 @@ def _checked(images: np.ndarray, source: Path, noise_std: float) -> np.ndarray:
             f"{source}: integers are bytes, 0 to 255, or uint16 up to 65535; got {stack.dtype}, {lowest} to {highest}.",
             DataError,
         )
+        require(
+            not sixteen or highest >= _FAINT,
+            f"{source}: uint16 is divided by 65535, and no pixel is above {highest}: nearly black images. Divide by "
+            "the largest level that the camera or scanner gives, such as 4095, and store reals in [0, 1].",
+            DataError,
+        )
         stack = stack if sixteen else stack.astype(np.uint8)
+    require(
+        stack.dtype != np.uint8 or int(stack.max()) != 1,
+        f"{source}: bytes are divided by 255, and these are 0 and 1: store reals, images.astype(float).",
+        DataError,
+    )
     if stack.dtype.kind == "f":
         require(
             bool(np.isfinite(stack).all()),
-            f"{source}: images hold NaN or infinite numbers. If these pixels are missing, put 0 there and give `mask` "
-            "(n, H, W), 1 where a pixel is known.",
+            f"{source}: images hold NaN or infinite numbers where pixels are known. If these are missing, say so in "
+            "`mask` (n, H, W): 0 there, and 1 where a pixel is known.",
             DataError,
         )
         low, high, beyond = float(stack.min()), float(stack.max()), _NOISE_RANGE * noise_std / 2

@@ -62,9 +62,63 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
         load_natural_images(tmp_path)
 
 
+def test_a_folder_of_grey_pictures_is_grey_unless_one_has_colours(tmp_path: Path) -> None:
+    stored = bytes_of(3, 6, 5)
+    for i, picture in enumerate(stored):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    grey = load_natural_images(tmp_path, val_share=0.0)
+    assert grey.shape == (1, 6, 5) and np.array_equal(grey.images[..., 0], stored)
+    assert load_natural_images(tmp_path, channels=3, val_share=0.0).shape == (3, 6, 5)
+    Image.fromarray(bytes_of(6, 5, 3)).save(tmp_path / "9.png")
+    mixed = load_natural_images(tmp_path, val_share=0.0)
+    assert mixed.shape == (3, 6, 5) and np.array_equal(mixed.images[0], stored[0][..., None].repeat(3, axis=-1))
+    assert load_natural_images(tmp_path, channels=1, val_share=0.0).shape == (1, 6, 5)
+    with pytest.raises(DataError, match=r"holds grey pictures and coloured ones.*make two folders"):
+        load_natural_images(tmp_path, corrupted=True, noise_std=0.1)
+
+
+def test_what_is_wrong_with_a_picture_is_said_once(tmp_path: Path) -> None:
+    Image.fromarray(bytes_of(4, 4, 4)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: has transparent pixels") as caught:
+        load_natural_images(tmp_path)
+    assert "cannot be read" not in str(caught.value) and str(caught.value).count("a.png") == 1
+
+
+@pytest.mark.parametrize("fill", [0.0, np.nan, -1.0, 1e9])
+def test_what_stands_in_a_missing_pixel_does_not_matter(fill: float, tmp_path: Path) -> None:
+    images, known = np.random.default_rng(0).random((4, 5, 6)), np.random.default_rng(1).random((4, 5, 6)) < 0.5
+    np.savez(tmp_path / "a.npz", images=np.where(known, images, fill), mask=known)
+    found = load_natural_images(tmp_path / "a.npz", corrupted=None)
+    assert np.array_equal(found.images[..., 0], np.where(known, images, 0.0))
+    np.savez(tmp_path / "a.npz", images=np.where(known, images, np.nan), mask=known | (np.arange(6) == 0))
+    with pytest.raises(DataError, match="NaN or infinite numbers where pixels are known"):
+        load_natural_images(tmp_path / "a.npz", corrupted=None)
+
+
+@pytest.mark.parametrize("fill", [0.0, 0.5, np.nan])
+def test_an_inverted_mask_is_told(fill: float, tmp_path: Path) -> None:
+    images, known = np.random.default_rng(0).random((4, 5, 6)), np.random.default_rng(1).random((4, 5, 6)) < 0.5
+    np.savez(tmp_path / "a.npz", images=np.where(known, images, fill), mask=~known)
+    with pytest.raises(DataError, match=r"it is inverted.*1 where a pixel is known"):
+        load_natural_images(tmp_path / "a.npz", corrupted=None)
+    np.savez(tmp_path / "a.npz", images=np.full((4, 5, 6), 7, np.uint8), mask=known)
+    assert load_natural_images(tmp_path / "a.npz", corrupted=None).corrupted
+
+
+@pytest.mark.parametrize("highest", [4095, 16383])
+def test_fewer_bits_than_their_type_has_are_told(highest: int, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.full((2, 4, 4), highest, dtype=np.uint16))
+    with pytest.raises(DataError, match=f"no pixel is above {highest}: nearly black images.*reals in"):
+        load_natural_images(tmp_path / "a.npy")
+    np.save(tmp_path / "a.npy", np.eye(4, dtype=np.uint8)[None].repeat(2, axis=0))
+    with pytest.raises(DataError, match="bytes are divided by 255, and these are 0 and 1"):
+        load_natural_images(tmp_path / "a.npy")
+
+
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
+        ({"images": bytes_of(2, 3, 4, 5)}, r"Channels come last: images\.transpose\(0, 2, 3, 1\)"),
         ({"pixels": bytes_of(2, 4, 4)}, "needs an array `images` .* found pixels"),
         ({"images": bytes_of(2, 4, 4, 2)}, r"\(n, H, W, 1 or 3\); got uint8 \(2, 4, 4, 2\)"),
         ({"images": np.full((2, 4, 4), 3.0)}, r"must lie in \[0, 1\]; found 3 to 3"),
