@@ -121,7 +121,7 @@ def _check_channels(y: Tensor, operator: LinearOperator, prior: Prior) -> None:
     """Raise unless A^H y has the real channels that the prior models."""
     if not prior.architecture:
         return
-    image = operator.adjoint(y)
+    image = operator.H(y)
     found = image.shape[1] * (2 if image.is_complex() else 1)
     expected = int(prior.architecture.get("image_channels", 2))
     hint = "Use another prior."
@@ -136,8 +136,11 @@ def _check_channels(y: Tensor, operator: LinearOperator, prior: Prior) -> None:
     )
 
 
-def _check_range(y: Tensor, operator: LinearOperator, sd: float) -> None:
-    """Warn where real images do not look like images in [-1, 1]: far too strong, or nowhere negative."""
+def _check_range(y: Tensor, operator: LinearOperator, sd: float, noise_std: Tensor) -> None:
+    """Warn where real images do not look like images in [-1, 1]: far too strong, or nowhere negative.
+
+    Noise makes some of [0, 1] negative: where there is little of it, four of its standard deviations are allowed for.
+    """
     image = operator.adjoint(y)
     if image.is_complex():
         return
@@ -147,7 +150,7 @@ def _check_range(y: Tensor, operator: LinearOperator, sd: float) -> None:
     fix = ""
     if rms > _TOO_STRONG * sd:
         fix = f"they are about {rms / sd:.0f} times as strong as those. For grey levels, y / 127.5 - 1"
-    elif bool((image >= 0).all()) and bool((image > 0).any()):
+    elif bool((image >= -_noise_of(y, operator, noise_std, most=sd / 8) * 4).all()) and bool((image > 0).any()):
         fix = "none of them is negative. If they lie in [0, 1], 2 y - 1"
     if fix:
         warnings.warn(
@@ -155,6 +158,17 @@ def _check_range(y: Tensor, operator: LinearOperator, sd: float) -> None:
             ReconstructionWarning,
             stacklevel=3,
         )
+
+
+def _noise_of(y: Tensor, operator: LinearOperator, noise_std: Tensor, *, most: float) -> float:
+    """Largest standard deviation that the noise of y gives to A^H y, by one draw; 0 where it is above ``most``."""
+    level = float(noise_std.max())
+    if level == 0:
+        return 0.0
+    noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
+    image = operator.adjoint(noise * (y != 0))
+    found = level * (_energy(image) / max(int((image != 0).sum()), 1)) ** 0.5
+    return found if found <= most else 0.0
 
 
 def _checked_scale(scale: float | str | None) -> float:
@@ -259,7 +273,7 @@ def solve(
     unit = _matched_scale(y, operator, model.sd, levels) if scale == "auto" else _checked_scale(scale)
     y, levels = y / unit, levels / unit
     if loaded.architecture:
-        _check_range(y, operator, model.sd)
+        _check_range(y, operator, model.sd, levels)
     if steps == "auto":
         method = with_automatic_steps(method, model, float(levels.median()))
     shape = (int(y.shape[-2]), int(y.shape[-1]))

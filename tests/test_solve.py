@@ -226,5 +226,16 @@ def test_pictures_in_other_units_or_another_order_are_told() -> None:
         solve(y.permute(0, 2, 3, 1), Identity(), prior, **options)
     with pytest.warns(ReconstructionWarning, match=r"none of them is negative. If they lie in \[0, 1\], 2 y - 1"):
         solve(y / 2 + 0.5, Identity(), prior, **options)
+    noise = torch.randn(y.shape, generator=keyed_generator("noise"))
+    little = options | {"noise_std": 0.02}
+    for a in (Identity(), Mask(torch.rand(1, 1, 8, 8, generator=keyed_generator("kept")) < 0.5)):
+        assert bool((y / 2 + 0.5 + 0.02 * noise < 0).any())
+        with pytest.warns(ReconstructionWarning, match="none of them is negative"):
+            solve(a(y / 2 + 0.5 + 0.02 * noise), a, prior, **little)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            solve(a(y + 0.02 * noise), a, prior, **little)
+    with pytest.raises(AmbientMRIError, match=r"Mask\.H expects input .*6, 6\); got \(2, 3, 8, 8\)"):
+        solve(y, Mask(torch.ones(1, 1, 6, 6, dtype=torch.bool)), prior, **options)
     with pytest.warns(ReconstructionWarning, match=r"about 1\d\d times as strong as those. For grey levels, y / 127"):
         solve(127.5 * y, Mask(torch.ones(1, 1, 8, 8, dtype=torch.bool)), prior, **options)
