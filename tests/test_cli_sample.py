@@ -58,6 +58,7 @@ def test_a_prior_of_real_images(tmp_path: Path) -> None:
     ("kind", "arguments", "message"),
     [
         ("ambient", ["--shape", 16, 16], "unconditional samples need a clean prior"),
+        ("ambient", ["--shape", 16, 16], "objective=em init=RUN, or give its run folder and --sampler fixed_mask"),
         ("ambient", [], "does not say what size its images have. Give --shape"),
         ("clean", ["--count", 0], "--count must be at least 1; got 0"),
         ("clean", ["--steps", 0], "heun needs at least one step; got 0"),

@@ -55,6 +55,7 @@ def _heun(
     """Images (n, c, H, W) of a clean prior, and how they were drawn."""
     import torch
 
+    from ambient_mri.denoiser import Denoiser
     from ambient_mri.sampling import Heun
     from ambient_mri.sampling.full_view import whole_image_model
 
@@ -67,6 +68,11 @@ def _heun(
     channels = prior.architecture.get("image_channels", 2)
     image, dtype = ((1, *shape), torch.complex64) if channels == 2 else ((channels, *shape), torch.float32)
     model: Any = whole_image_model(prior.model, prior.metadata)
+    if not isinstance(model, Denoiser):
+        raise PriorError(
+            f"unconditional samples need a clean prior; {prior.name} is of kind {prior.kind!r}. Make it one by "
+            "objective=em init=RUN, or give its run folder and --sampler fixed_mask or guidance."
+        )
     parts = []
     for _, streams in _batches(options, shape, device):
         result = sampler.draw(model, image, streams, dtype=dtype, callback=lambda level, x: progress(len(x)))

@@ -76,7 +76,7 @@ class PixelMasking(ThinnedMasks, ImageCorruption):
         require(
             smallest > 1e-5,
             "what a further mask keeps of an image tells which of a few masks it had, and with that, which pixels are "
-            f"missing: {self.law.describe()} never shows these pixels together, and how they go together cannot be "
+            f"missing: {type(self.law).__name__} never shows these pixels together, and how they go together cannot be "
             "learned. Masks that vary from image to image are needed.",
         )
         return Learnability(smallest, exact_weights=self.law.exact)

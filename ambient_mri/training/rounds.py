@@ -231,7 +231,12 @@ def _assess(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior, run_dir:
 
 def _held_out(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior) -> Assessment:
     held_out = scans.val if isinstance(scans, ScanSet) else scans.images.val
-    require(bool(held_out), "objective=em judges its rounds on held-out scans: there is none.", AmbientMRIError)
+    require(
+        bool(held_out),
+        "objective=em judges its rounds on held-out scans or pictures: there is none. Add more, or let the data set "
+        "hold more of them out (pictures: data.val_share, or `split` in the .npz).",
+        AmbientMRIError,
+    )
     settings = Settings(**{k: v for k, v in _plain(cfg.em.assess).items() if k != "val_volumes"})
     sampler = _sampler(cfg, prior)
     if not isinstance(scans, ScanSet):

@@ -54,6 +54,13 @@ def straight(folder: Path, ambient: Path, tmp_path_factory: pytest.TempPathFacto
     return run_dir
 
 
+def test_rounds_that_nothing_can_judge(ambient: Path, tmp_path: Path) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=pictures, split=np.array(["train"] * 4))
+    with pytest.raises(AmbientMRIError, match=r"held-out scans or pictures: there is none.*data\.val_share"):
+        rounds(tmp_path / "a.npz", tmp_path / "em", f"init={ambient}")
+
+
 def restorations(run_dir: Path, number: int) -> np.ndarray:
     (file,) = sorted((run_dir / f"round_{number}" / "reconstructions").glob("images_*.npz"))
     with np.load(file) as loaded:
