@@ -47,7 +47,7 @@ from ambient_mri.sampling.draw import (
     sample_count,
 )
 from ambient_mri.sampling.full_view import whole_image_model
-from ambient_mri.tensors import per_row
+from ambient_mri.tensors import keyed_generator, per_row
 from ambient_mri.uncertainty import Spread, kept_samples, recalibration_factor
 
 __all__ = ["Solution", "solve"]
@@ -165,7 +165,7 @@ def _noise_of(y: Tensor, operator: LinearOperator, noise_std: Tensor, *, most: f
     level = float(noise_std.max())
     if level == 0:
         return 0.0
-    noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
+    noise = torch.randn(y.shape, generator=keyed_generator("noise of y")).to(y)
     image = operator.adjoint(noise * (y != 0))
     found = level * (_energy(image) / max(int((image != 0).sum()), 1)) ** 0.5
     return found if found <= most else 0.0

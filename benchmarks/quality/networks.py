@@ -61,7 +61,7 @@ def train(network: str, budget: Budget, out: Path) -> Path:
     """
     folder = out / "runs" / network
     overrides = [
-        *("objective=supervised", "loader.val_items=32", f"training.lr={budget.lr}"),
+        *("objective=supervised", "loader.val_items=32", *budget.optimiser),
         *data_overrides(budget, 4, NOISE_STD, out),
         *network_overrides(network, budget),
         *arguments_of(batch_size=budget.batch_size, trainer=budget.trainer, steps=budget.steps),

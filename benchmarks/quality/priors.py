@@ -72,7 +72,7 @@ def train(run: Run, budget: Budget, out: Path) -> bool:
         *data_overrides(budget, run.acceleration, run.noise_std, out),
         *run.overrides,
         *("network=unet", f"network.channels={budget.channels}", f"network.multipliers={budget.multipliers}"),
-        *("loader.val_items=32", f"training.lr={budget.lr}"),
+        *("loader.val_items=32", *budget.optimiser),
         *arguments_of(batch_size=budget.batch_size, trainer=budget.trainer, steps=steps),
     ]
     if em:

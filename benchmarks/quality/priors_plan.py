@@ -22,7 +22,7 @@ class Budget:
         em_rounds: Rounds of EM.
         e_steps: Noise levels of an E-step.
         batch_size: Items a step.
-        lr: Learning rate.
+        lr: Learning rate; of the CPU's budget by ``learning_rate.py``, as beta_2.
         limit: Training volumes; None for all.
         slices: Held-out slices that are scored.
         tuning: Slices of other held-out subjects, on which A-DPS is tuned.
@@ -34,6 +34,7 @@ class Budget:
         trainer: Hydra's name.
         accelerations: R at which priors are scored.
         source: ``"images"`` where AMBIENT_MRI_DATA is set, or ``"phantoms"`` in any case.
+        beta_2: Of Adam.
     """
 
     size: int
@@ -54,10 +55,16 @@ class Budget:
     trainer: str
     accelerations: tuple[int, ...] = ACCELERATIONS
     source: str = "images"
+    beta_2: float = 0.99
 
     @property
     def multipliers(self) -> list[int]:
         return [1, 2] if self.size < 64 else [1, 2, 4, 4]
+
+    @property
+    def optimiser(self) -> list[str]:
+        """Overrides of the learning rate and of Adam."""
+        return [f"training.lr={self.lr}", f"training.betas=[0.9,{self.beta_2}]"]
 
     @property
     def em_steps(self) -> int:
@@ -72,7 +79,7 @@ class Budget:
 
 BUDGETS = {
     "rehearsal": Budget(32, 8, 10, 2, 2, 2, 1e-3, 2, 2, 1, 2, 2, 3, 4, 3, "cpu", (4,), "phantoms"),
-    "cpu": Budget(64, 16, 6000, 3, 15, 8, 5e-4, None, 12, 2, 32, 25, 500, 256, 1500, "cpu"),
+    "cpu": Budget(64, 16, 6000, 3, 15, 8, 4e-3, None, 12, 2, 32, 25, 500, 256, 1500, "cpu", beta_2=0.95),
     "gpu": Budget(128, 64, 60000, 3, 25, 32, 1e-3, None, 48, 8, 32, 50, 500, 1024, 4000, "gpu"),
 }
 
