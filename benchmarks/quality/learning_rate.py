@@ -15,14 +15,15 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from ledger import alone, recorded_command
+from ledger import Ledger, recorded_command
 from priors_plan import BUDGETS, Budget, data_overrides, data_root
 from training_runs import arguments_of, train_once
 
-from ambient_mri.report.records import Row, append_records, read_records
+from ambient_mri.report.records import Row, read_records
 from ambient_mri.report.tables import markdown_table
 from ambient_mri.training.loggers import read_metrics
 
@@ -66,22 +67,19 @@ def main(arguments: list[str] | None = None) -> None:
     budget, out = BUDGETS[options.budget], options.out.resolve()
     command = recorded_command("benchmarks/quality/learning_rate.py", sys.argv[1:] if arguments is None else arguments)
     path = out / "learning_rate.json"
-    settings = {
+    settings: dict[str, Any] = {
         "budget": options.budget,
         "data": f"simulated k-space of {'images/brain_*' if data_root(budget) else 'procedural phantoms'}, R = 4",
         "network": {"channels": budget.channels, "multipliers": budget.multipliers, "size": budget.size},
         "batch_size": budget.batch_size,
     }
+    ledger = Ledger(path, command, settings)
     for steps in options.steps:
         for objective in options.objectives:
             for beta in options.betas:
                 for rate in options.rates:
-                    key = {"method": objective, "learning_rate": rate, "beta_2": beta, "steps": steps}
-                    if path.is_file() and read_records(path).has(**key):
-                        continue
-                    row = {**trained(objective, rate, beta, steps, budget, out), "ci95": None}
-                    with alone(out):
-                        append_records(path, "learning_rate", command, settings, rows=[row])
+                    if not ledger.has(objective, learning_rate=rate, beta_2=beta, steps=steps):
+                        ledger.add([{**trained(objective, rate, beta, steps, budget, out), "ci95": None}])
     rows = read_records(path).rows
     text = markdown_table(rows, index=("method", "steps", "beta_2"), columns="learning_rate", metric="objective")
     (out / "learning_rate.md").write_text(text + "\n")
