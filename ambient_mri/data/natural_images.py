@@ -195,7 +195,8 @@ def _mask_of(arrays: dict[str, np.ndarray], images: np.ndarray, source: Path) ->
     known = mask.astype(bool)
     require(
         mask.dtype == bool or bool((known == mask).all()),
-        f"{source}: mask must be bool, or 0 where a pixel is missing and 1 where it is known; got other numbers.",
+        f"{source}: mask must be bool, or 0 where a pixel is missing and 1 where it is known; got numbers up to "
+        f"{mask.max():g}: store mask > 0 if what is above 0 is known.",
         DataError,
     )
     without = np.flatnonzero(~known.reshape(len(known), -1).any(axis=1))

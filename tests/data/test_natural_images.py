@@ -191,3 +191,13 @@ def test_what_would_be_cut_off_is_refused(tmp_path: Path) -> None:
     picture[..., 3] = 255
     Image.fromarray(picture).save(solid / "a.png")
     assert load_natural_images(solid, val_share=0.0).shape == (3, 4, 4)
+
+
+def test_a_mask_of_grey_levels_is_told_how_to_become_one(tmp_path: Path) -> None:
+    mask = np.where(np.random.default_rng(1).random((3, 4, 4)) < 0.5, 255, 0).astype(np.uint8)
+    mask[:, 0, 0] = 255
+    np.savez(tmp_path / "a.npz", images=bytes_of(3, 4, 4), mask=mask)
+    with pytest.raises(DataError, match="got numbers up to 255: store mask > 0 if what is above 0 is known"):
+        load_natural_images(tmp_path / "a.npz", corrupted=None)
+    np.savez(tmp_path / "a.npz", images=bytes_of(3, 4, 4), mask=mask > 0)
+    assert load_natural_images(tmp_path / "a.npz", corrupted=None, val_share=0.0).corrupted
