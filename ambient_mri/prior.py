@@ -24,13 +24,17 @@ from ambient_mri._checks import PriorError, check_option, require
 from ambient_mri._files import write_atomically
 from ambient_mri.comparators import FeedForward, ProjectedNoiseDenoiser
 from ambient_mri.denoiser import CleanDenoiser, ConditionalDenoiser, Denoiser, ProfileEncoder
-from ambient_mri.networks import ComplexUNet, UNet
+from ambient_mri.networks import ComplexUNet, MagnitudePreservingUNet, UNet
 
 __all__ = ["FORMAT_VERSION", "Prior", "build_model", "load_prior", "read_card"]
 
 FORMAT_VERSION = 1
 KINDS = ("clean", "ambient", "feedforward")
-NETWORKS: dict[str, type[nn.Module]] = {"UNet": UNet, "ComplexUNet": ComplexUNet}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "UNet": UNet,
+    "ComplexUNet": ComplexUNet,
+    "MagnitudePreservingUNet": MagnitudePreservingUNet,
+}
 
 
 @dataclass

@@ -2,5 +2,6 @@
 
 from ambient_mri.networks.unet import UNet
 from ambient_mri.networks.unet_complex import ComplexUNet
+from ambient_mri.networks.unet_mp import MagnitudePreservingUNet
 
-__all__ = ["ComplexUNet", "UNet"]
+__all__ = ["ComplexUNet", "MagnitudePreservingUNet", "UNet"]

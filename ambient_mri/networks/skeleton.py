@@ -56,24 +56,19 @@ class UNetSkeleton(nn.Module):
         require(len(multipliers) > 0, "multipliers must name at least one level.")
         self.fold, self.stride = fold, fold * 2 ** (len(multipliers) - 1)
         self.condition_dim, self._embedding = condition_dim, embedding
-        self.noise = NoiseEmbedding(embedding)
-        self.condition = nn.Sequential()
-        if condition_dim:
-            self.condition.extend([nn.Linear(condition_dim, embedding), nn.SiLU(), nn.Linear(embedding, embedding)])
+        self.noise = self._noise_embedding(embedding)
+        self.condition = self._condition_embedding(condition_dim, embedding) if condition_dim else nn.Sequential()
         widths = [channels * m for m in multipliers]
         self.stem = self._convolution(in_channels * fold**2, widths[0])
         self.down, skips = self._build_down(widths, blocks, attention)
         self.middle = self._residual(widths[-1], widths[-1])
         self.up = self._build_up(widths, blocks, attention, skips)
         self.norm = self._normalization(widths[0])
-        self.head = self._convolution(widths[0], out_channels * fold**2)
-        nn.init.zeros_(self.head.weight)  # type: ignore[arg-type]
-        if getattr(self.head, "bias", None) is not None:
-            nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        self.head = self._head(widths[0], out_channels * fold**2)
 
     @abstractmethod
     def _convolution(self, in_channels: int, out_channels: int) -> nn.Module:
-        """A 3 x 3 convolution with a ``weight``: the stem and the head."""
+        """A 3 x 3 convolution with a ``weight``: the stem, and the head before it is set to zero."""
 
     @abstractmethod
     def _residual(self, in_channels: int, out_channels: int) -> nn.Module:
@@ -94,6 +89,26 @@ class UNetSkeleton(nn.Module):
     @abstractmethod
     def _joined(self, h: Tensor, skip: Tensor) -> Tensor:
         """Features of the way up beside those of a skip connection."""
+
+    def _head(self, in_channels: int, out_channels: int) -> nn.Module:
+        """The last layer, whose output is zero before any training."""
+        head = self._convolution(in_channels, out_channels)
+        nn.init.zeros_(head.weight)  # type: ignore[arg-type]
+        if getattr(head, "bias", None) is not None:
+            nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+        return head
+
+    def _noise_embedding(self, dim: int) -> nn.Module:
+        """The scalar condition, (b,) -> (b, dim)."""
+        return NoiseEmbedding(dim)
+
+    def _condition_embedding(self, condition_dim: int, dim: int) -> nn.Module:
+        """The condition vector, (b, condition_dim) -> (b, dim)."""
+        return nn.Sequential(nn.Linear(condition_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def _embedded(self, noise: Tensor, condition: Tensor | None) -> Tensor:
+        """Both embeddings, (b, dim) each, as one, activated."""
+        return functional.silu(noise if condition is None else noise + condition)
 
     def _activated(self, h: Tensor) -> Tensor:
         """What comes between the normalisation and the head."""
@@ -130,11 +145,10 @@ class UNetSkeleton(nn.Module):
         return (functional.pixel_shuffle(h, self.fold) if self.fold > 1 else h)[..., :height, :width]
 
     def _embed(self, noise: Tensor, condition: Tensor | None) -> Tensor:
-        embedding = self.noise(noise)
-        if self.condition_dim:
-            require(condition is not None, f"this network needs a condition vector of length {self.condition_dim}.")
-            embedding = embedding + self.condition(condition)
-        return functional.silu(embedding)
+        if not self.condition_dim:
+            return self._embedded(self.noise(noise), None)
+        require(condition is not None, f"this network needs a condition vector of length {self.condition_dim}.")
+        return self._embedded(self.noise(noise), self.condition(condition))
 
     def _run_down(self, level: nn.Module, h: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
         for block in level:  # type: ignore[attr-defined]

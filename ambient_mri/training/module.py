@@ -73,6 +73,12 @@ class TrainingModule(pl.LightningModule):
         if compile:
             self.model.network.compile()  # type: ignore[union-attr]
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Bring the weights of a network that has a normal form back to it; what it computes stays the same."""
+        normalize = getattr(self.model.network, "normalize_", None)
+        if normalize is not None:
+            normalize()
+
     def training_step(self, batch: Measurement | ImageBatch, batch_idx: int) -> Tensor:
         """One loss, logged under ``train/``."""
         self.trained = True

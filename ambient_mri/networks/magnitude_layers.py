@@ -1,0 +1,166 @@
+r"""Layers that keep the magnitude of what passes through them: unit variance in, about unit variance out.
+
+Weights have unit norm wherever they are used,
+
+    w_i -> w_i / ||w_i|| ,       ||w_i|| over everything that makes output channel i,
+
+so that a layer neither grows nor shrinks what it is given, and only the direction of a weight is learned. Sums,
+concatenations and activations are scaled to the same end. There is no bias and no group norm; a constant channel at the
+input of the network takes the place of the biases.
+
+Reference: Karras et al. 2024, arXiv:2312.02696 (EDM2, configuration G; section 2.3 and appendix B). Differs: a forward
+does not put the stored weights back on the sphere; ``normalize_()`` does, which a training calls before every step.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = [
+    "MagnitudeConv2d",
+    "MagnitudeEmbedding",
+    "MagnitudeLinear",
+    "MagnitudeResidualBlock",
+    "cat_magnitude",
+    "silu_magnitude",
+    "sum_magnitude",
+]
+
+# rms of SiLU of a standard normal variable.
+_SILU_GAIN = 0.596
+# Share of a residual branch in its sum.
+_BRANCH = 0.3
+_CLIP = 256.0
+_EPS = 1e-4
+
+
+class _UnitNorm(nn.Module):
+    """Weights of unit norm for each output, times an optional learned gain that starts at ``gain``."""
+
+    def __init__(self, shape: tuple[int, ...], gain: float | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(shape))
+        self.gain = None if gain is None else nn.Parameter(torch.tensor(float(gain)))
+
+    def unit_weight(self) -> Tensor:
+        """The weights in use."""
+        dims = tuple(range(1, self.weight.ndim))
+        norm = torch.linalg.vector_norm(self.weight, dim=dims, keepdim=True)
+        return self.weight * ((1 if self.gain is None else self.gain) / norm.clamp_min(_EPS))
+
+    @torch.no_grad()
+    def normalize_(self) -> None:
+        """Put the stored weights on the sphere of rms one, as they started."""
+        dims = tuple(range(1, self.weight.ndim))
+        norm = torch.linalg.vector_norm(self.weight, dim=dims, keepdim=True)
+        self.weight.mul_(math.sqrt(self.weight[0].numel()) / norm.clamp_min(_EPS))
+
+
+class MagnitudeConv2d(_UnitNorm):
+    """Convolution without bias (module docstring), padding keeps the size.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Of the output.
+        kernel_size: Odd.
+        stride: Of the convolution.
+        gain: Start of a learned gain; None for none.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, gain: float | None = None
+    ) -> None:
+        super().__init__((out_channels, in_channels, kernel_size, kernel_size), gain)
+        self.stride, self.padding = stride, kernel_size // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, in_channels, H, W) -> (b, out_channels, H, W)."""
+        return functional.conv2d(x, self.unit_weight(), stride=self.stride, padding=self.padding)
+
+
+class MagnitudeLinear(_UnitNorm):
+    """Linear layer without bias (module docstring)."""
+
+    def __init__(self, in_features: int, out_features: int, *, gain: float | None = None) -> None:
+        super().__init__((out_features, in_features), gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, in_features) -> (b, out_features)."""
+        return functional.linear(x, self.unit_weight())
+
+
+class MagnitudeEmbedding(nn.Module):
+    """A scalar condition (ln sigma / 4) to ``dim`` features: scaled sines and cosines, then one linear layer.
+
+    Args:
+        dim: Number of features.
+        frequencies: Number of frequencies, geometric from 1 to ``max_frequency`` radians per unit.
+        max_frequency: Highest frequency.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int, frequencies: int = 32, max_frequency: float = 64.0) -> None:
+        super().__init__()
+        exponents = torch.linspace(0, 1, frequencies)
+        self.register_buffer("frequencies", torch.exp(exponents * math.log(max_frequency)), persistent=False)
+        self.layer = MagnitudeLinear(2 * frequencies, dim)
+
+    def forward(self, condition: Tensor) -> Tensor:
+        """(b,) -> (b, dim)."""
+        angles = condition.float()[:, None] * self.frequencies[None]
+        return self.layer(math.sqrt(2) * torch.cat([angles.cos(), angles.sin()], dim=1))
+
+
+class MagnitudeResidualBlock(nn.Module):
+    """Activation, convolution, twice; the embedding scales in between; pixels of unit rms where the width stays.
+
+    Where the width stays (on the way down) every pixel's feature vector is brought to unit rms first, which keeps the
+    magnitudes of the main path from growing with depth; where it changes, a 1x1 convolution carries the main path.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv1 = MagnitudeConv2d(in_channels, out_channels, 3)
+        self.modulation = MagnitudeLinear(embedding, out_channels, gain=0.0)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.conv2 = MagnitudeConv2d(out_channels, out_channels, 3)
+        same = in_channels == out_channels
+        self.skip = None if same else MagnitudeConv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(b, in_channels, H, W), (b, embedding) -> (b, out_channels, H, W)."""
+        if self.skip is None:
+            x = _unit_pixels(x)
+        h = self.conv1(silu_magnitude(x))
+        h = silu_magnitude(h * (1 + self.modulation(embedding)[:, :, None, None]).to(h.dtype))
+        h = self.conv2(self.dropout(h))
+        main = x if self.skip is None else self.skip(x)
+        return sum_magnitude(main, h, _BRANCH).clamp(-_CLIP, _CLIP)
+
+
+def silu_magnitude(x: Tensor) -> Tensor:
+    """SiLU, scaled so that a standard normal input keeps its rms."""
+    return functional.silu(x) / _SILU_GAIN
+
+
+def sum_magnitude(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """((1 - t) a + t b) / sqrt((1 - t)^2 + t^2) with t = ``share``: the rms of independent inputs of equal rms."""
+    return torch.lerp(a, b, share) / math.hypot(1 - share, share)
+
+
+def cat_magnitude(a: Tensor, b: Tensor) -> Tensor:
+    """Channels of ``a`` beside those of ``b``, either part of the same weight in what follows: the rms stays."""
+    total, (m, n) = a.shape[1] + b.shape[1], (a.shape[1], b.shape[1])
+    return torch.cat([a * math.sqrt(total / (2 * m)), b * math.sqrt(total / (2 * n))], dim=1)
+
+
+def _unit_pixels(x: Tensor) -> Tensor:
+    """Every pixel's feature vector over its rms, (b, c, H, W)."""
+    precise = torch.promote_types(x.dtype, torch.float32)
+    rms = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=precise) / math.sqrt(x.shape[1])
+    return x / (rms + _EPS).to(x.dtype)
