@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ambient_mri.denoiser import CleanDenoiser
 from ambient_mri.networks import MagnitudePreservingUNet
 from ambient_mri.networks.magnitude_layers import (
     MagnitudeConv2d,
@@ -19,7 +20,7 @@ from ambient_mri.networks.magnitude_layers import (
     silu_magnitude,
     sum_magnitude,
 )
-from ambient_mri.objectives import SupervisedObjective as Supervised
+from ambient_mri.objectives import SupervisedObjective
 from ambient_mri.prior import build_model
 from ambient_mri.tensors import keyed_generator
 from ambient_mri.train import compose
@@ -91,15 +92,36 @@ def test_the_length_of_a_weight_changes_nothing_and_the_normal_form_restores_it(
         assert torch.allclose(norms, torch.full_like(norms, math.sqrt(weight[0].numel())))
 
 
+def test_weights_made_once_follow_every_change_of_the_stored_ones() -> None:
+    net = network().double()
+    x, level, condition = noise(2, 4, 16, 16).double(), torch.rand(2).double(), torch.rand(2, 6).double()
+    for change in (lambda p: p, lambda p: p + 0.1 * torch.randn_like(p), lambda p: p.abs()):
+        with torch.no_grad():
+            for p in net.parameters():
+                p.copy_(change(p))
+            kept = [net(x, level, condition) for _ in range(2)]
+        expected = net(x, level, condition)
+        assert torch.allclose(kept[0], expected, atol=1e-12)
+        assert torch.equal(kept[0], kept[1])
+    other = network().double()
+    other.load_state_dict({k: v + 0.1 for k, v in net.state_dict().items()})
+    with torch.no_grad():
+        net(x, level, condition)
+        net.load_state_dict(other.state_dict())
+        assert torch.equal(net(x, level, condition), other(x, level, condition))
+        assert net.float()(x.float(), level.float(), condition.float()).dtype == torch.float32
+
+
 def test_a_training_step_starts_from_the_normal_form() -> None:
     settings = dict(compose(["network=unet_mp", "network.channels=8", "network.multipliers=[1,2]"]).network)
     model = build_model({"kind": "clean", "network": settings, "sd": 0.5})
-    assert isinstance(model, nn.Module)
+    assert isinstance(model, CleanDenoiser)
     stem = model.network.stem
     assert isinstance(stem, MagnitudeConv2d)
     with torch.no_grad():
         stem.weight.mul_(3)
-    TrainingModule(model, Supervised(), max_steps=10).on_train_batch_start(None, 0)
+    objective: Any = SupervisedObjective()
+    TrainingModule(model, objective, max_steps=10).on_train_batch_start(None, 0)
     norms = stem.weight.detach().flatten(1).norm(dim=1)
     assert torch.allclose(norms, torch.full_like(norms, math.sqrt(stem.weight[0].numel())))
 

@@ -45,19 +45,29 @@ class _UnitNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(shape))
         self.gain = None if gain is None else nn.Parameter(torch.tensor(float(gain)))
+        self._kept: tuple[object, Tensor] | None = None
 
     def unit_weight(self) -> Tensor:
-        """The weights in use."""
-        dims = tuple(range(1, self.weight.ndim))
-        norm = torch.linalg.vector_norm(self.weight, dim=dims, keepdim=True)
-        return self.weight * ((1 if self.gain is None else self.gain) / norm.clamp_min(_EPS))
+        """The weights in use; where no gradient is wanted they are made once, and again when the stored ones change."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._made()
+        stored = (self.weight, *([] if self.gain is None else [self.gain]))
+        key = tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in stored)
+        if self._kept is None or self._kept[0] != key:
+            self._kept = (key, self._made())
+        return self._kept[1]
+
+    def _made(self) -> Tensor:
+        scale = (1 if self.gain is None else self.gain) / self._norm().clamp_min(_EPS)
+        return self.weight * scale
+
+    def _norm(self) -> Tensor:
+        return torch.linalg.vector_norm(self.weight, dim=tuple(range(1, self.weight.ndim)), keepdim=True)
 
     @torch.no_grad()
     def normalize_(self) -> None:
         """Put the stored weights on the sphere of rms one, as they started."""
-        dims = tuple(range(1, self.weight.ndim))
-        norm = torch.linalg.vector_norm(self.weight, dim=dims, keepdim=True)
-        self.weight.mul_(math.sqrt(self.weight[0].numel()) / norm.clamp_min(_EPS))
+        self.weight.mul_(math.sqrt(self.weight[0].numel()) / self._norm().clamp_min(_EPS))
 
 
 class MagnitudeConv2d(_UnitNorm):

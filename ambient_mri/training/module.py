@@ -75,7 +75,7 @@ class TrainingModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Bring the weights of a network that has a normal form back to it; what it computes stays the same."""
-        normalize = getattr(self.model.network, "normalize_", None)
+        normalize = getattr(getattr(self.model, "network", None), "normalize_", None)
         if normalize is not None:
             normalize()
 

@@ -71,7 +71,8 @@ def train(run: Run, budget: Budget, out: Path) -> bool:
     overrides = [
         *data_overrides(budget, run.acceleration, run.noise_std, out),
         *run.overrides,
-        *("network=unet", f"network.channels={budget.channels}", f"network.multipliers={budget.multipliers}"),
+        *(f"network={budget.network}", f"network.channels={budget.channels}"),
+        f"network.multipliers={budget.multipliers}",
         *("loader.val_items=32", *budget.optimiser),
         *arguments_of(batch_size=budget.batch_size, trainer=budget.trainer, steps=steps),
     ]

@@ -22,7 +22,7 @@ class Budget:
         em_rounds: Rounds of EM.
         e_steps: Noise levels of an E-step.
         batch_size: Items a step.
-        lr: Learning rate; of the CPU's budget by ``learning_rate.py``, as beta_2.
+        lr: Learning rate; of the CPU's budget by ``learning_rate.py``, as beta_2 and the network.
         limit: Training volumes; None for all.
         slices: Held-out slices that are scored.
         tuning: Slices of other held-out subjects, on which A-DPS is tuned.
@@ -35,6 +35,7 @@ class Budget:
         accelerations: R at which priors are scored.
         source: ``"images"`` where AMBIENT_MRI_DATA is set, or ``"phantoms"`` in any case.
         beta_2: Of Adam.
+        network: Hydra's name.
     """
 
     size: int
@@ -56,6 +57,7 @@ class Budget:
     accelerations: tuple[int, ...] = ACCELERATIONS
     source: str = "images"
     beta_2: float = 0.99
+    network: str = "unet_mp"
 
     @property
     def multipliers(self) -> list[int]:
