@@ -131,7 +131,15 @@ def test_the_rest_of_the_configuration() -> None:
     assert isinstance(build(cfg.augmentation), Augmentation)
     corruption = build(cfg.corruption)
     module = TrainingModule(network_of(cfg), build(cfg.objective, corruption=corruption), max_steps=10, **cfg.training)
-    assert module.betas == (0.9, 0.99)
+    assert module.betas == (0.9, 0.95)
+
+
+def test_a_network_brings_its_learning_rate_and_an_experiment_or_the_user_may_change_it() -> None:
+    """What one network learns fastest at makes another diverge."""
+    rates = {name: compose([f"network={name}"]).training.lr for name in options("network")}
+    assert rates.pop("unet_mp") == 2e-2 == compose().training.lr and set(rates.values()) == {3e-4}
+    assert compose(["experiment=brain_R4_cpu"]).training.lr == 5e-4
+    assert compose(["experiment=brain_R4_cpu", "network=unet_mp", "training.lr=0.01"]).training.lr == 0.01
 
 
 @pytest.mark.parametrize(
@@ -153,7 +161,7 @@ def test_the_rest_of_the_configuration() -> None:
             r"trainer\.max_steps must be a whole number; got 20000\.0\. Write .*max_steps=20000,",
         ),
         ("trainer.max_steps=true", r"trainer\.max_steps must be a whole number; got True"),
-        ("training.lr=fast", r"training\.lr must be a number; got 'fast'\. Write training\.lr=0\.0003"),
+        ("training.lr=fast", r"training\.lr must be a number; got 'fast'\. Write training\.lr=0\.02"),
         ("data.limit=few", r"unknown key 'data\.limit'"),
         ("resume=perhaps", r"resume must be true or false; got 'perhaps'\. Write resume=true"),
     ],

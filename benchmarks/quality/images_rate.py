@@ -2,8 +2,9 @@
 
     AMBIENT_MRI_DATA=/path/to/data python benchmarks/quality/images_rate.py --rates 4e-3 --steps 1500 --noise 0.2
 
-The network, images, feature space and sampler of ``images.py --budget cpu``, whose networks all learned at 5e-4 with
-beta_2 = 0.99; here beta_2 follows the rate (:func:`beta_2`). ``--steps`` are those of the ambient training; EM's rounds
+The images, feature space and sampler of ``images.py --budget cpu``, whose networks all learned at 5e-4 with beta_2 =
+0.99; here beta_2 follows the rate (:func:`beta_2`). ``--network unet_mp`` has EDM2's magnitude-preserving layers at the
+same widths. ``--steps`` are those of the ambient training; EM's rounds
 take half of it each, and clean training takes all of them together, as there. Distances are also taken after blurring
 samples and held-out images alike, which leaves their coarse structure. Training images in the place of samples are the
 floor, there and here.
@@ -50,13 +51,16 @@ class RateEvaluation(Evaluation):
     Args:
         rate: Learning rate.
         seed: Of the training.
+        network: Hydra's name.
     """
 
     benchmark = "images_rate"
 
-    def __init__(self, name: str, budget: Budget, out: Path, command: str, *, rate: float, seed: int) -> None:
+    def __init__(
+        self, name: str, budget: Budget, out: Path, command: str, *, rate: float, seed: int, network: str
+    ) -> None:
         super().__init__(name, budget, out, command)
-        self.rate, self.seed = rate, seed
+        self.rate, self.seed, self.network = rate, seed, network
 
     def settings(self) -> dict[str, Any]:
         """The lengths of training are factors of the records here, and no part of the budget."""
@@ -66,7 +70,8 @@ class RateEvaluation(Evaluation):
 
     def run_name(self, run: str) -> str:
         total = self.budget.steps + self.budget.em_rounds * self.budget.em_steps
-        return f"{run}_lr{self.rate:g}_{total}" + (f"_seed{self.seed}" if self.seed else "")
+        network = "" if self.network == "unet_light" else f"_{self.network}"
+        return f"{run}{network}_lr{self.rate:g}_{total}" + (f"_seed{self.seed}" if self.seed else "")
 
     def train(self, run: str, overrides: list[str], steps: int) -> Prior:
         optimiser = [f"training.lr={self.rate:g}", f"training.betas=[0.9,{beta_2(self.rate)}]", f"seed={self.seed}"]
@@ -75,7 +80,7 @@ class RateEvaluation(Evaluation):
             f"init={self.out / 'runs' / self.run_name(Path(o[5:]).name)}" if o.startswith("init=") else o
             for o in overrides
         ]
-        return super().train(self.run_name(run), [*renamed, *optimiser], steps)
+        return super().train(self.run_name(run), [*renamed, *optimiser, f"network={self.network}"], steps)
 
     def distances(
         self,
@@ -126,7 +131,7 @@ class RateEvaluation(Evaluation):
 def table(path: Path) -> str:
     """The records in Markdown."""
     rows = [{**r, "blur": r.get("blur", 0.0)} for r in read_records(path).rows]
-    index, parts = ("case", "method", "learning_rate", "steps", "seed"), []
+    index, parts = ("case", "method", "network", "learning_rate", "steps", "seed"), []
     for metric in ("frechet", "kernel", "noise_level"):
         chosen = [r for r in rows if r["metric"] == metric]
         parts.append(markdown_table(chosen, index=index, columns="blur", metric=metric))
@@ -140,6 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rates", nargs="+", type=float, default=[4e-3])
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--noise", nargs="*", type=float, default=[], help="levels of noisy training images")
+    parser.add_argument("--network", choices=["unet_light", "unet_mp"], default="unet_light")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/images_rate"))
     options = parser.parse_args(arguments)
@@ -148,9 +154,11 @@ def main(arguments: list[str] | None = None) -> None:
     budget = replace(BUDGETS[options.budget], steps=options.steps, em_steps=max(1, options.steps // 2))
     total = budget.steps + budget.em_rounds * budget.em_steps
     for rate in options.rates:
-        evaluation = RateEvaluation(options.budget, budget, out, command, rate=rate, seed=options.seed)
+        evaluation = RateEvaluation(
+            options.budget, budget, out, command, rate=rate, seed=options.seed, network=options.network
+        )
         evaluation.floor()
-        factors = {"learning_rate": rate, "steps": total, "seed": options.seed}
+        factors = {"network": options.network, "learning_rate": rate, "steps": total, "seed": options.seed}
         evaluation.clean(factors)
         for noise_std in options.noise:
             evaluation.noisy(noise_std, factors)
