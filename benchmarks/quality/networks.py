@@ -1,13 +1,15 @@
-"""The real U-Net beside the complex one: the same arithmetic, data, images and objective.
+"""The real U-Net beside the complex and the magnitude-preserving one: the same arithmetic, data and objective.
 
     AMBIENT_MRI_DATA=/path/to/data python benchmarks/quality/networks.py --budget cpu --out runs/networks
 
 Each network trains the supervised denoising objective in a process of its own (``python -m ambient_mri.train``), at the
-sizes of ``priors.py``; the complex one has half the channels, each of them complex. On held-out subjects: the rms
+sizes of ``priors.py``; the complex one has half the channels, each of them complex. Learning rates are those that
+``learning_rate.py`` found. On held-out subjects: the rms
 denoising error at every noise level, and PSNR of reconstructions (DDS) at R = 4 and 8. A finished part is never done
 again.
 
     --budget gpu | cpu | rehearsal      as in priors.py; a rehearsal tells whether it runs, not how well
+    --steps N                           of every training, in place of the budget's
 
 Results: OUT/networks.json (records), OUT/networks.md (tables). Also measured: the seconds of a forward and backward
 pass, both networks in turns in one process.
@@ -19,6 +21,7 @@ import argparse
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from ledger import recorded_command
 from prior_evaluation import held_out, methods_of, rows_of
 from priors_plan import BUDGETS, Budget, acs_lines, data_overrides, data_root
 from training_runs import arguments_of, train_once
@@ -42,7 +46,9 @@ from ambient_mri.training.error_curve import error_curve
 from ambient_mri.training.setup import build
 from ambient_mri.training.sources import ScanSet
 
-NETWORKS = ("unet", "unet_complex")
+# Learning rate and Adam's beta_2.
+OPTIMISERS = {"unet": (4e-3, 0.95), "unet_complex": (4e-3, 0.95), "unet_mp": (4e-2, 0.95)}
+NETWORKS = tuple(OPTIMISERS)
 ACCELERATIONS = (4, 8)
 NOISE_STD = 0.01
 
@@ -61,7 +67,8 @@ def train(network: str, budget: Budget, out: Path) -> Path:
     """
     folder = out / "runs" / network
     overrides = [
-        *("objective=supervised", "loader.val_items=32", *budget.optimiser),
+        *("objective=supervised", "loader.val_items=32"),
+        *(f"training.lr={OPTIMISERS[network][0]}", f"training.betas=[0.9,{OPTIMISERS[network][1]}]"),
         *data_overrides(budget, 4, NOISE_STD, out),
         *network_overrides(network, budget),
         *arguments_of(batch_size=budget.batch_size, trainer=budget.trainer, steps=budget.steps),
@@ -155,8 +162,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", choices=sorted(BUDGETS), default="cpu")
     parser.add_argument("--out", type=Path, default=None, help="default: runs/networks_<budget>")
+    parser.add_argument("--steps", type=int, default=None, help="training steps in place of the budget's")
     options = parser.parse_args(arguments)
     budget = BUDGETS[options.budget]
+    budget = replace(budget, steps=options.steps or budget.steps)
     out = (options.out or Path(f"runs/networks_{options.budget}")).resolve()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     priors = {name: load_prior(train(name, budget, out), device=device) for name in NETWORKS}
@@ -165,10 +174,11 @@ def main(arguments: list[str] | None = None) -> None:
         "images_seen": budget.steps * budget.batch_size,
         "data": "simulated k-space of " + ("images/brain_*" if data_root(budget) else "procedural phantoms"),
         "networks": {name: size_of(prior, budget) for name, prior in priors.items()},
+        "learning rate and beta_2": OPTIMISERS,
         "seconds": f"forward and backward pass of {budget.batch_size} images of {budget.size} x {budget.size}",
     }
     path = out / "networks.json"
-    command = f"python benchmarks/quality/networks.py --budget {options.budget}"
+    command = recorded_command("benchmarks/quality/networks.py", sys.argv[1:] if arguments is None else arguments)
     known = read_records(path) if path.is_file() else None
     for name, prior in priors.items():
         if known is None or not known.has(case="held_out", network=name, acceleration=ACCELERATIONS[-1]):
