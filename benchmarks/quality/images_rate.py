@@ -4,7 +4,8 @@
 
 The images, feature space and sampler of ``images.py --budget cpu``, whose networks all learned at 5e-4 with beta_2 =
 0.99; here beta_2 follows the rate (:func:`beta_2`). ``--network unet_mp`` has EDM2's magnitude-preserving layers at the
-same widths. ``--steps`` are those of the ambient training; EM's rounds
+same widths. ``--shift`` moves the noise levels of clean training up: at 0, 73 % of its steps lie above 0.2, as many as in
+the whole chain of EM from images of noise 0.2 (whose ambient half has none below); at -1, the default, 47 %. ``--steps`` are those of the ambient training; EM's rounds
 take half of it each, and clean training takes all of them together, as there. Distances are also taken after blurring
 samples and held-out images alike, which leaves their coarse structure. Training images in the place of samples are the
 floor, there and here.
@@ -38,6 +39,8 @@ from ambient_mri.report.tables import markdown_table
 
 # Standard deviations in pixels.
 BLURS = (1.0, 2.0)
+# Of the training's law of noise levels.
+SHIFT = -1.0
 
 
 def beta_2(rate: float) -> float:
@@ -52,15 +55,25 @@ class RateEvaluation(Evaluation):
         rate: Learning rate.
         seed: Of the training.
         network: Hydra's name.
+        shift: Mean of ln(sigma / sd) in clean training.
     """
 
     benchmark = "images_rate"
 
     def __init__(
-        self, name: str, budget: Budget, out: Path, command: str, *, rate: float, seed: int, network: str
+        self,
+        name: str,
+        budget: Budget,
+        out: Path,
+        command: str,
+        *,
+        rate: float,
+        seed: int,
+        network: str,
+        shift: float,
     ) -> None:
         super().__init__(name, budget, out, command)
-        self.rate, self.seed, self.network = rate, seed, network
+        self.rate, self.seed, self.network, self.shift = rate, seed, network, shift
 
     def settings(self) -> dict[str, Any]:
         """The lengths of training are factors of the records here, and no part of the budget."""
@@ -71,6 +84,7 @@ class RateEvaluation(Evaluation):
     def run_name(self, run: str) -> str:
         total = self.budget.steps + self.budget.em_rounds * self.budget.em_steps
         network = "" if self.network == "unet_light" else f"_{self.network}"
+        network += "" if self.shift == SHIFT else f"_shift{self.shift:g}"
         return f"{run}{network}_lr{self.rate:g}_{total}" + (f"_seed{self.seed}" if self.seed else "")
 
     def train(self, run: str, overrides: list[str], steps: int) -> Prior:
@@ -113,9 +127,16 @@ class RateEvaluation(Evaluation):
             values = {"frechet": metrics.frechet_distance(*pair), "kernel": metrics.kernel_distance(*pair)}
             self.append([{**base, "metric": k, "value": v, "n": len(kept()), "ci95": None} for k, v in values.items()])
 
+    def supervised(self) -> Prior:
+        """As there, at other noise levels where they are asked for."""
+        budget, more = self.budget, [] if self.shift == SHIFT else [f"objective.noise.shift={self.shift:g}"]
+        steps = budget.steps + budget.em_rounds * budget.em_steps
+        return self.train("supervised", ["experiment=cifar10_supervised", *more], steps)
+
     def clean(self, factors: dict[str, Any]) -> None:
         """Clean training."""
         prior = self.supervised()
+        factors = {**factors, "shift": self.shift}
         self.distances("clean", "supervised/heun/sample", lambda: self.generated(prior), {"missing": 0.0, **factors})
 
     def noisy(self, noise_std: float, factors: dict[str, Any]) -> None:
@@ -131,7 +152,7 @@ class RateEvaluation(Evaluation):
 def table(path: Path) -> str:
     """The records in Markdown."""
     rows = [{**r, "blur": r.get("blur", 0.0)} for r in read_records(path).rows]
-    index, parts = ("case", "method", "network", "learning_rate", "steps", "seed"), []
+    index, parts = ("case", "method", "network", "learning_rate", "steps", "shift", "seed"), []
     for metric in ("frechet", "kernel", "noise_level"):
         chosen = [r for r in rows if r["metric"] == metric]
         parts.append(markdown_table(chosen, index=index, columns="blur", metric=metric))
@@ -146,6 +167,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--noise", nargs="*", type=float, default=[], help="levels of noisy training images")
     parser.add_argument("--network", choices=["unet_light", "unet_mp"], default="unet_light")
+    parser.add_argument("--shift", type=float, default=SHIFT)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/images_rate"))
     options = parser.parse_args(arguments)
@@ -155,7 +177,14 @@ def main(arguments: list[str] | None = None) -> None:
     total = budget.steps + budget.em_rounds * budget.em_steps
     for rate in options.rates:
         evaluation = RateEvaluation(
-            options.budget, budget, out, command, rate=rate, seed=options.seed, network=options.network
+            options.budget,
+            budget,
+            out,
+            command,
+            rate=rate,
+            seed=options.seed,
+            network=options.network,
+            shift=options.shift,
         )
         evaluation.floor()
         factors = {"network": options.network, "learning_rate": rate, "steps": total, "seed": options.seed}
