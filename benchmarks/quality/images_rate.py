@@ -3,12 +3,14 @@
     AMBIENT_MRI_DATA=/path/to/data python benchmarks/quality/images_rate.py --rates 4e-3 --steps 1500 --noise 0.2
 
 The images, feature space and sampler of ``images.py --budget cpu``, whose networks all learned at 5e-4 with beta_2 =
-0.99; here beta_2 follows the rate (:func:`beta_2`). ``--network unet_mp`` has EDM2's magnitude-preserving layers at the
-same widths. ``--shift`` moves the noise levels of clean training up: at 0, 73 % of its steps lie above 0.2, as many as in
-the whole chain of EM from images of noise 0.2 (whose ambient half has none below); at -1, the default, 47 %. ``--steps`` are those of the ambient training; EM's rounds
-take half of it each, and clean training takes all of them together, as there. Distances are also taken after blurring
-samples and held-out images alike, which leaves their coarse structure. Training images in the place of samples are the
-floor, there and here.
+0.99; here beta_2 follows the rate (:func:`beta_2`). ``--steps`` are those of the ambient training; EM's rounds take
+half of it each, and clean training takes all of them together, as there. Training images in the place of samples are
+the floor, there and here.
+
+``--shift`` moves the noise levels of clean training up: at 0, 73 % of its steps lie above 0.2, as many as in the whole
+chain of EM from images of noise 0.2 (whose ambient half has none below); at -1, the default, 47 %. ``--network
+unet_mp`` has EDM2's magnitude-preserving layers at the same widths. Distances are also taken after blurring samples
+and held-out images alike, which leaves their coarse structure.
 
 Results: OUT/images_rate.json (records), OUT/images_rate.md (table).
 """
