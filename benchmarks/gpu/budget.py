@@ -49,10 +49,10 @@ BUDGETS = {
         defaults={
             "device": "cuda",
             "minutes": 9.0,
-            "network": "unet",
+            "network": "unet_mp",
             "batch_size": 128,
             "rows": 256,
-            "lr": 1e-3,
+            "lr": 1e-2,
             "em_steps": 25,
         },
         samples=8,

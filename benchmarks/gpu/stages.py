@@ -73,7 +73,7 @@ class Stage:
     deadline: float
     max_steps: int = UNPLANNED
     init: Path | None = None
-    lr: float = 1e-3
+    lr: float = 1e-2
     compiled: bool = False
 
     @property
