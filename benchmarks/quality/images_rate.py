@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from images import Evaluation
 from images_plan import BUDGETS, Budget, Case
+from images_report import DEFINITIONS
 from ledger import recorded_command
 
 from ambient_mri import metrics
@@ -43,6 +44,11 @@ from ambient_mri.report.tables import markdown_table
 BLURS = (1.0, 2.0)
 # Of the training's law of noise levels.
 SHIFT = -1.0
+WORDS = {
+    **DEFINITIONS,
+    "ratio": "Coarse power of samples over that of held-out images: variance of the Fourier coefficients below "
+    "two cycles an image.",
+}
 
 
 def beta_2(rate: float) -> float:
@@ -61,6 +67,7 @@ class RateEvaluation(Evaluation):
     """
 
     benchmark = "images_rate"
+    definitions = WORDS
 
     def __init__(
         self,
@@ -120,6 +127,10 @@ class RateEvaluation(Evaluation):
 
         super().distances(case, method, kept, factors, training=training)
         held_out, space = self.stack(self.images.val), self.classifier()
+        base = {"case": case, "method": method, **factors}
+        if not self.done(**base, metric="ratio"):
+            share = coarse_power(kept()) / coarse_power(held_out)
+            self.append([{**base, "metric": "ratio", "value": share, "n": len(kept()), "ci95": None}])
         for blur in BLURS:
             base = {"case": case, "method": method, **factors, "blur": blur}
             if self.done(**base, metric="frechet"):
@@ -151,13 +162,21 @@ class RateEvaluation(Evaluation):
         self.distances(case.name, "em/heun/sample", lambda: self.generated(em), factors)
 
 
+def coarse_power(images: Tensor) -> float:
+    """Variance over images of their Fourier coefficients below two cycles an image, mean over these: (n, c, H, W)."""
+    spectrum = torch.fft.fft2(images.double())
+    rows, columns = (torch.fft.fftfreq(n, 1 / n) for n in images.shape[-2:])
+    coarse = (rows[:, None].square() + columns.square()).sqrt() < 2
+    return float((spectrum - spectrum.mean(0)).abs().square().mean((0, 1))[coarse].mean())
+
+
 def table(path: Path) -> str:
     """The records in Markdown."""
     rows = [{**r, "blur": r.get("blur", 0.0)} for r in read_records(path).rows]
     index, parts = ("case", "method", "network", "learning_rate", "steps", "shift", "seed"), []
-    for metric in ("frechet", "kernel", "noise_level"):
+    for metric in ("frechet", "kernel", "noise_level", "ratio"):
         chosen = [r for r in rows if r["metric"] == metric]
-        parts.append(markdown_table(chosen, index=index, columns="blur", metric=metric))
+        parts.append(markdown_table(chosen, index=index, columns="blur", metric=metric, definitions=WORDS))
     return "\n\n".join(parts)
 
 
