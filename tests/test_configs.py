@@ -240,7 +240,9 @@ def test_more_gpus_than_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_folder_of_the_user_is_searched_too(tmp_path: Path) -> None:
     (tmp_path / "network").mkdir()
     (tmp_path / "network" / "mine.yaml").write_text("name: UNet\nchannels: 16\n")
-    assert compose(["network=mine"], extra_dir=tmp_path).network.channels == 16
+    cfg = compose(["network=mine"], extra_dir=tmp_path)
+    assert cfg.network.channels == 16 and cfg.training.lr == 3e-4  # which a file without a rate leaves alone
+    assert compose(["network=mine", "training.lr=1e-3"], extra_dir=tmp_path).training.lr == 1e-3
     with pytest.raises(AmbientMRIError, match="network=mine is unknown"):
         compose(["network=mine"])
 
