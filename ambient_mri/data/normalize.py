@@ -47,8 +47,9 @@ _RINGS, _SHORT, _LONG = 16, (3, 0.05), (8, 0.08)
 _FEWEST_SAMPLES, _ENOUGH_SAMPLES = 32, 2**22
 # Margins: bins along the field of view, and how many of them must be dark; finer ones where the object leaves no room.
 _MARGINS = ((16, 2), (32, 2), (64, 3))
-# The null space is believed where it shows plainly less than the other views, and not next to nothing.
-_TOLD_APART, _DIMMED = 0.8, 1e-3
+# The null space is believed where its variance is plainly less than that of the other views, and more than the rounding
+# to half precision of coils that are mixtures of each other, which have relations without noise: 1e-6 of the periphery.
+_TOLD_APART, _ROUNDED = 0.8, 1e-5
 
 
 def measured_scale(kspace: np.ndarray | Tensor, mask: np.ndarray | Tensor, core: int = 8) -> float:
@@ -156,7 +157,8 @@ def estimate_noise_std(
 
     4. *null space of the calibration lines*, from four coils on, where 1 found no floor of half of all rings: what no
        image seen by the coils can be (:mod:`ambient_mri.data.null_space`). It tells weak noise from signal that reaches
-       the edge of k-space.
+       the edge of k-space, down to a three hundredth of that signal; what is less is taken for the rounding of coils
+       that are mixtures of each other.
 
     The smallest is taken, except that a floor of half of all rings settles the matter against margins that are much
     darker: those of an oversampled readout are dimmed by its filter.
@@ -206,7 +208,7 @@ def estimate_noise_std(
     if filtered or (0.75 if settled else 0.0) * periphery < variance < periphery:
         periphery, provenance = variance, name
     found = math.inf if settled else null_space_variance(data, sampled)
-    if _DIMMED * periphery < found < _TOLD_APART * periphery:
+    if _ROUNDED * periphery < found < _TOLD_APART * periphery:
         periphery, provenance = found, "null space of the calibration lines"
     return math.sqrt(periphery), provenance
 
