@@ -113,17 +113,28 @@ def check_finite_array(array: np.ndarray, name: str, where: object, indices: Seq
     """Check an array slice by slice (a whole volume of flags would double its memory).
 
     Raises:
-        DataError: Naming the file, the dataset, the first bad slice and how many of its values are NaN or infinite.
+        DataError: Naming the file, the dataset, the first bad slice and how many of its values are NaN or infinite; of
+            k-space, the coils that hold them, where others do not.
     """
     for i, part in enumerate(array):
-        bad = part.size - int(np.count_nonzero(np.isfinite(part)))
+        bad = ~np.isfinite(part)
+        if not bad.any():
+            continue
         number = i if indices is None else indices[i]
-        require(
-            bad == 0,
-            f"{where}: dataset '{name}' holds {bad} non-finite values (NaN or infinity) in slice {number}. "
-            "Export the file again, or leave that slice out with slices=...",
-            DataError,
+        place, fix = _where_not_finite(bad) if name == "kspace" and bad.ndim == 3 else ("", "")
+        raise DataError(
+            f"{where}: dataset '{name}' holds {int(bad.sum())} non-finite values (NaN or infinity) in slice {number}"
+            f"{place}. Export the file again, or leave that slice out with slices=...{fix}"
         )
+
+
+def _where_not_finite(bad: np.ndarray) -> tuple[str, str]:
+    """Of flags (coils, H, W): the coils that hold non-finite values where others do not, and what else may help."""
+    coils = [c for c, coil in enumerate(bad) if coil.any()]
+    if len(coils) < len(bad):
+        return f", coils {coils}", f", or these coils with numpy.delete(kspace, {coils}, axis=-3)"
+    marks = bool((bad == bad[0]).all() and not bad.all())
+    return "", ". If they mark what was not measured, set them to 0" if marks else ""
 
 
 def plain_value(value: Any) -> Any:

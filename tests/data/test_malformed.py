@@ -27,6 +27,12 @@ def wrong_dtype(path: Path) -> None:
     replace(knee(), kspace=np.abs(knee().kspace), reference=None).write(path)
 
 
+def pairs_of_numbers(path: Path) -> None:
+    file = knee()
+    with h5py.File(path, "w") as handle:
+        handle["kspace"] = np.stack([file.kspace.real, file.kspace.imag], axis=-1).astype(np.float16)
+
+
 def wrong_axis_order(path: Path) -> None:
     file = knee()
     replace(file, kspace=np.ascontiguousarray(np.moveaxis(file.kspace, 1, -1)), reference=None).write(path)
@@ -63,6 +69,7 @@ def no_kspace(path: Path) -> None:
 FATAL: list[tuple[Callable[[Path], None], str, str]] = [
     (truncated, "HDF5 cannot read it|'kspace' is damaged", "copy it again|Copy the file again"),
     (wrong_dtype, "dataset 'kspace' is float32, not complex", r"must be complex \(slices, coils, H, W\)"),
+    (pairs_of_numbers, "dataset 'kspace' has 5 axes", r"Join pairs of real numbers with a\[\.\.\., 0\] \+ 1j"),
     (wrong_axis_order, r"dataset 'kspace' has shape \(2, 64, 37, 4\)", "numpy.moveaxis"),
     (slices_last, r"dataset 'kspace' has shape \(4, 64, 37, 2\)", "numpy.moveaxis"),
     (zero_slices, r"dataset 'kspace' is empty, shape \(0, 4, 64, 37\)", "Was the export interrupted"),

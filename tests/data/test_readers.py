@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -474,6 +475,8 @@ def test_square_masks_follow_broadcasting() -> None:
     [
         (np.zeros((20, 17)), "'kspace' must be complex; got float64.*magnitude image"),
         (np.zeros((20, 17, 2)), r"Join pairs of real numbers with a\[\.\.\., 0\] \+ 1j"),
+        (np.zeros((1, 2, 4, 20, 17), np.float16), r"If axis 1 holds real and imaginary parts, join .* a\[:, 0\] \+ 1j"),
+        (np.zeros((2, 4, 20, 17), np.float32), r"If axis 0 holds .* a\[0\] \+ 1j \* a\[1\]"),
         (np.zeros((1, 2, 3, 20, 17), complex), r"must be \(H, W\), \(coils, H, W\)"),
         (np.ones((20, 17, 4), complex), "looks like coils stored last.*moveaxis"),
         (np.ones((1, 200, 170, 4), complex), "looks like coils stored last"),
@@ -486,6 +489,67 @@ def test_square_masks_follow_broadcasting() -> None:
 def test_wrong_arrays(kspace: np.ndarray, message: str) -> None:
     with pytest.raises(DataError, match=message):
         from_arrays(kspace)
+
+
+def test_a_coil_that_is_not_finite_is_named_and_so_are_marks_of_missing_lines() -> None:
+    kspace = simulated_kspace(2, 4, 20, 17)
+    broken = kspace.copy()
+    broken[1, 2] = np.nan
+    with pytest.raises(
+        DataError, match=r"340 non-finite .* in slice 1, coils \[2\]\. .* numpy\.delete\(kspace, \[2\], axis=-3\)"
+    ):
+        from_arrays(broken)
+    assert from_arrays(np.delete(broken, [2], axis=-3)).num_coils == 3
+    marked = kspace.copy()
+    marked[..., ::2] = np.nan
+    with pytest.raises(DataError, match=r"in slice 0\. .* If they mark what was not measured, set them to 0"):
+        from_arrays(marked)
+    broken[1] = np.nan
+    with pytest.raises(DataError, match=r"in slice 1\. Export .*, or leave that slice out with slices=\.\.\.$"):
+        from_arrays(broken)
+
+
+def test_a_file_of_torch_save_is_named(tmp_path: Path) -> None:
+    torch.save(torch.zeros(2, 20, 17, dtype=torch.complex64), tmp_path / "scan.pt")
+    with pytest.raises(DataError, match=r"scan\.pt: not a \.npz file\. .* reconstruct\(torch\.load"):
+        read_scan(tmp_path / "scan.pt")
+
+
+def suspicions(kspace: np.ndarray) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        from_arrays(kspace)
+    return [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("lines", [None, 8])
+def test_sixteen_coils_and_more_that_are_stored_last_are_told(lines: int | None) -> None:
+    kspace = simulated_kspace(1, 20, 64, 48)
+    kspace = kspace if lines is None else kspace * random_lines(48, acceleration=4, acs_lines=lines)
+    assert suspicions(kspace) == []
+    (told,) = suspicions(np.moveaxis(kspace, 1, -1))
+    assert "'kspace' of 64 coils, 48 x 20" in told and "numpy.moveaxis(kspace, -1, -3)" in told
+
+
+@pytest.mark.parametrize("shape", [(64, 48), (63, 47)])
+def test_an_image_whose_middle_was_not_at_half_its_size_is_told(shape: tuple[int, int]) -> None:
+    kspace = simulated_kspace(1, 4, *shape)
+    image = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, axes=(-2, -1))), axes=(-2, -1))
+    careless = np.fft.fftshift(np.fft.fft2(image), axes=(-2, -1))  # ifftshift of the image is missing
+    told = suspicions(careless)
+    assert len(told) == 2 and "both ends of the rows" in told[0] and "both ends of the columns" in told[1]
+    mended = careless * (-1.0) ** np.arange(shape[0])[:, None] * (-1.0) ** np.arange(shape[1])
+    assert suspicions(mended) == suspicions(kspace) == []
+    (told,) = suspicions(careless * (-1.0) ** np.arange(shape[0])[:, None])  # along one axis
+    assert "its columns by (-1) ** numpy.arange(n)" in told
+
+
+def test_an_image_is_told_from_k_space() -> None:
+    kspace = simulated_kspace(1, 4, 64, 48)
+    image = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, axes=(-2, -1))), axes=(-2, -1))
+    (told,) = suspicions(image)
+    assert "are these images?" in told
+    assert suspicions(image * 1e25) == [told] and suspicions(kspace * 1e25) == []
 
 
 def test_wrong_companions() -> None:

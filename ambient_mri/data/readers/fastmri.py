@@ -30,7 +30,8 @@ from ambient_mri.data.files import (
     select_slices,
 )
 from ambient_mri.data.readers.header import acquired_interval, image_affine, parse_header, readout_axis, recon_shape
-from ambient_mri.data.readers.raw_scan import RawScan, blank_unsampled, check_centred, warn_about
+from ambient_mri.data.readers.layout import check_layout, pairs_hint
+from ambient_mri.data.readers.raw_scan import RawScan, blank_unsampled, warn_about
 
 __all__ = ["read_fastmri"]
 
@@ -78,7 +79,7 @@ def read_fastmri(path: PathLike, slices: SliceSelection = None) -> RawScan:
         readout_axis=header["readout_axis"],
         where=file,
     )
-    warn_about(other + sampling.suspicions + check_centred(kspace), file)
+    warn_about(other + sampling.suspicions + check_layout(kspace), file)
     return RawScan(
         kspace=blank_unsampled(kspace, sampling),
         mask=sampling.mask,
@@ -127,12 +128,14 @@ def _to_bytes(value: Any) -> bytes:
 def _check_layout(dataset: h5py.Dataset, header: dict[str, Any], file: Path) -> None:
     """Rank, dtype, emptiness and axis order, before anything is read."""
     shape = dataset.shape
+    is_complex = dataset.dtype.kind == "c" or _pair_names(dataset.dtype) is not None
+    pairs = "" if is_complex else pairs_hint(shape)
+    axes = f"{file}: dataset 'kspace' has {len(shape)} axes, shape {shape}. {_FIX_KSPACE} {pairs}"
+    require(len(shape) in (3, 4), axes.rstrip(), DataError)
     require(
-        len(shape) in (3, 4), f"{file}: dataset 'kspace' has {len(shape)} axes, shape {shape}. {_FIX_KSPACE}", DataError
-    )
-    require(
-        dataset.dtype.kind == "c" or _pair_names(dataset.dtype) is not None,
-        f"{file}: dataset 'kspace' is {dataset.dtype}, not complex. {_FIX_KSPACE} Are these magnitude images?",
+        is_complex,
+        f"{file}: dataset 'kspace' is {dataset.dtype}, not complex. {_FIX_KSPACE} "
+        f"{pairs or 'Are these magnitude images?'}",
         DataError,
     )
     require(min(shape) > 0, f"{file}: dataset 'kspace' is empty, shape {shape}. Was the export interrupted?", DataError)

@@ -18,7 +18,8 @@ import torch
 from ambient_mri._checks import DataError, require
 from ambient_mri.data.acquisition import describe_sampling, mask_from_any_shape, support_of
 from ambient_mri.data.files import PathLike, SliceSelection, check_finite_array, require_file, select_slices
-from ambient_mri.data.readers.raw_scan import RawScan, blank_unsampled, check_centred, warn_about
+from ambient_mri.data.readers.layout import check_layout, pairs_hint
+from ambient_mri.data.readers.raw_scan import RawScan, blank_unsampled, warn_about
 
 __all__ = ["ArrayLike", "from_arrays", "read_npy", "read_npz", "to_numpy"]
 
@@ -51,6 +52,9 @@ def read_npz(path: PathLike, slices: SliceSelection = None) -> RawScan:
     try:
         # NumPy leaves a file that it opened itself, and that is no archive, open.
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            torch_file = any(name.endswith("data.pkl") for name in archive.files)
+            hint = "This is a file of torch.save: pass the tensor, reconstruct(torch.load(...), ...)."
+            require(not torch_file, f"{file}: not a .npz file. {hint}", DataError)
             names = ", ".join(archive.files) or "nothing"
             require(
                 "kspace" in archive.files,
@@ -96,7 +100,7 @@ def from_arrays(
     sampling = describe_sampling(support_of(data), stored, where=where)
     # A caller who gives a mask together with more data means to undersample: no reason to warn.
     suspicions = tuple(s for s in sampling.suspicions if mask is None or "hold data where the mask" not in s)
-    warn_about(suspicions + check_centred(data) + _real(data), where)
+    warn_about(suspicions + check_layout(data) + _real(data), where)
     return RawScan(
         kspace=blank_unsampled(data, sampling),
         mask=sampling.mask,
@@ -137,10 +141,10 @@ def to_numpy(array: ArrayLike | float) -> np.ndarray:
 def _kspace_4d(array: np.ndarray, where: object) -> np.ndarray:
     """(H, W), (coils, H, W) or (slices, coils, H, W) as the last of these."""
     shape = array.shape
-    pairs = "" if array.ndim < 3 or shape[-1] != 2 else " Join pairs of real numbers with a[..., 0] + 1j * a[..., 1]."
     require(
         array.dtype.kind == "c",
-        f"{where}: 'kspace' must be complex; got {array.dtype} {shape}.{pairs or ' Is this a magnitude image?'}",
+        f"{where}: 'kspace' must be complex; got {array.dtype} {shape}. "
+        f"{pairs_hint(shape) or 'Is this a magnitude image?'}",
         DataError,
     )
     require(

@@ -17,7 +17,7 @@ import numpy as np
 from ambient_mri.data.acquisition import Extent, Sampling
 from ambient_mri.data.files import sha256_of_file
 
-__all__ = ["DataWarning", "RawScan", "blank_unsampled", "check_centred", "warn_about"]
+__all__ = ["DataWarning", "RawScan", "blank_unsampled", "warn_about"]
 
 
 class DataWarning(UserWarning):
@@ -105,26 +105,6 @@ def blank_unsampled(kspace: np.ndarray, sampling: Sampling) -> np.ndarray:
     mask = np.broadcast_to(sampling.mask, (kspace.shape[0], 1, *kspace.shape[-2:]))
     stray = any(bool((part[:, ~m[0]] != 0).any()) for part, m in zip(kspace, mask, strict=True))
     return np.where(mask, kspace, np.complex64(0)) if stray else kspace
-
-
-def check_centred(kspace: np.ndarray) -> tuple[str, ...]:
-    """A suspicion for every axis whose strongest location is at index 0 rather than near n//2.
-
-    Args:
-        kspace: (slices, coils, H, W); the middle slice decides, unless it is empty.
-    """
-    magnitude = np.linalg.norm(kspace[len(kspace) // 2], axis=0)
-    if not magnitude.any():
-        return ()
-    peak = np.unravel_index(int(magnitude.argmax()), magnitude.shape)
-    found = []
-    for name, index, size in zip(("rows", "columns"), peak, magnitude.shape, strict=True):
-        if size >= 16 and min(index, size - index) <= size // 8:
-            found.append(
-                f"the strongest k-space location is at index {index} of {size} {name}, not near {size // 2}; "
-                "if the zero frequency is stored first, apply numpy.fft.fftshift"
-            )
-    return tuple(found)
 
 
 def warn_about(suspicions: tuple[str, ...], where: object) -> None:
