@@ -6,6 +6,7 @@ import io
 import json
 import sys
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +17,10 @@ from tqdm import tqdm
 
 from ambient_mri._checks import DataError
 from ambient_mri.coil_maps import estimate_coil_maps
+from ambient_mri.data.readers import from_arrays
+from ambient_mri.data.schema import write_prepared
 from ambient_mri.measurement import Measurement
+from ambient_mri.prepare import Preparation, prepare_scan
 from ambient_mri.reconstruct import ReconstructionWarning, reconstruct, volume
 from ambient_mri.reconstruct.volume import JOINT_BELOW, Volume, read_raw
 from ambient_mri.sampling.calibration import effective_noise_std
@@ -56,6 +60,32 @@ def test_slices_with_masks_of_their_own_do_not_depend_on_the_batch_size(coil_map
     joint = "espirit/torch" if coil_maps else "joint from espirit/torch, espirit/torch"
     assert together.settings["coil_maps"] == single.settings["coil_maps"] == joint
     assert together.settings["warnings"] == single.settings["warnings"]
+
+
+def prepared(kspace: Tensor, mask: Tensor, path: Path) -> Path:
+    """A prepared scan."""
+    write_prepared(path, prepare_scan(from_arrays(kspace, mask), None, Preparation()))
+    return path
+
+
+@pytest.mark.parametrize("acs", [(4, 14), (0, 0)])
+def test_a_prepared_scan_is_reconstructed_as_its_raw_file_is(acs: tuple[int, int], tmp_path: Path) -> None:
+    """Its maps are worth what its calibration lines are worth: with few of them, they are estimated with the image."""
+    kspace, mask = own_masks(*acs)
+    raw, again = run(kspace, mask=mask, samples=2), run(prepared(kspace, mask, tmp_path / "a.h5"), samples=2)
+    assert again.settings["coil_maps"] == raw.settings["coil_maps"] and "joint" in raw.settings["coil_maps"]
+    assert again.settings["warnings"] == raw.settings["warnings"] != []
+    np.testing.assert_allclose(np.abs(again.mean), np.abs(raw.mean), atol=0.02 * np.abs(raw.mean).max())
+
+
+def test_maps_of_a_prepared_full_scan_do_not_tell_what_a_mask_leaves_out(tmp_path: Path) -> None:
+    kspace, mask = own_masks(14)
+    full, _, _, _ = scan(20, 24, 4, mask=torch.ones(1, 1, 1, 24, dtype=torch.bool))
+    path = prepared(full, torch.ones(1, 1, 1, 24, dtype=torch.bool), tmp_path / "full.h5")
+    assert read_raw(path, mask).coil_maps is None
+    assert read_raw(path, np.ones(24, bool)).coil_maps is not None
+    by_file, by_array = (run(k, mask=mask, samples=1, noise_std=NOISE) for k in (path, kspace))
+    np.testing.assert_allclose(np.abs(by_file.mean), np.abs(by_array.mean), atol=1e-3 * np.abs(by_array.mean).max())
 
 
 def test_an_ambient_prior_sees_the_lines_of_the_slice_alone() -> None:

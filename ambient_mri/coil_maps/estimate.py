@@ -23,7 +23,7 @@ from ambient_mri.coil_maps.calibration import (
     require_signal,
 )
 
-__all__ = ["CoilMaps", "MapSource", "estimate_coil_maps", "flat_maps"]
+__all__ = ["CoilMaps", "MapSource", "estimate_coil_maps", "flat_maps", "source_of_estimate"]
 
 _ESPIRIT = {"torch": espirit, "sigpy": sigpy_espirit, "bart": bart_espirit}
 #: ESPIRiT with a kernel of 2 halves the error of low-resolution images from 2 lines on (measured on real heads).
@@ -180,6 +180,20 @@ class _Estimator:
         if self.absorb and source.method != "low_resolution":  # those hold the phase of the images they are made of
             maps, phase = absorb_phase(maps, kspace, mask)
         return CoilMaps(maps, eigenvalue, phase, (source,) * len(kspace))
+
+
+def source_of_estimate(mask: Tensor, image_shape: tuple[int, int], method: str) -> MapSource:
+    """The source of maps that :func:`estimate_coil_maps` made before, of one row that holds signal.
+
+    Args:
+        mask: bool, (1, 1, H or 1, W or 1).
+        image_shape: (H, W).
+        method: What ESPIRiT was made by, such as ``"espirit/torch"``; rows with too few lines for it have another.
+    """
+    found = find_acs(mask, image_shape)
+    acs = None if found is None else found.limited(CALIBRATION_LINES)
+    low = acs is None or _too_small(acs)
+    return MapSource(acs, "low_resolution" if low else method, _quality_notes(acs))
 
 
 def flat_maps(kspace: Tensor) -> Tensor:

@@ -88,8 +88,9 @@ def reconstruct(
         coil_maps: (coils, H, W) or (slices or 1, coils, H, W) complex; or how to find them: ``"espirit"``, from the
             scan's ACS; ``"joint"``, from there on together with the image
             (:func:`~ambient_mri.sampling.joint_maps.joint_coil_maps`; needs a clean prior, and the time of four more
-            samples of 25 levels, with three data steps a level). None: from the file, or
-            ``"joint"`` below 6 ACS lines where the prior is a clean one, else ``"espirit"``.
+            samples of 25 levels, with three data steps a level). None: ``"joint"`` below 6 ACS lines where the prior
+            is a clean one, else from the file or ``"espirit"``; maps that a preparation did not estimate are always
+            taken as they are.
         noise_std: Noise per real and per imaginary part, raw units, a number or one a slice; from the file, or
             estimated.
         scale: Raw units per unit of the prior, for slices of a volume that are reconstructed one by one; measured on

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ambient_mri._checks import DataError, check_finite, check_positive, check_shape, require
 from ambient_mri.coil_maps import MapSource, absorb_phase, estimate_coil_maps, likely_noise_std
+from ambient_mri.coil_maps.estimate import source_of_estimate
 from ambient_mri.coil_maps.noise_likelihood import FEWEST_COILS
 from ambient_mri.data.normalize import PERIPHERY, estimate_noise_std, measured_scale, noise_warnings
 from ambient_mri.measurement import Measurement
@@ -197,8 +198,11 @@ class Volume:
         else:
             given = torch.from_numpy(np.ascontiguousarray(per_slice(raw.coil_maps))).to(device).expand_as(y)
             maps, support, notes = _normalised(given)
-            maps, phase = absorb_phase(maps, y, mask)
-            sources = (MapSource(None, _GIVEN, notes),) * len(y)
+            sources = self._sources(mask, len(y)) or (MapSource(None, _GIVEN, notes),) * len(y)
+            absorbed, phase = absorb_phase(maps, y, mask)
+            # Low-resolution maps hold the phase of the images they are made of.
+            low = torch.tensor([s.method == "low_resolution" for s in sources], device=device)[:, None, None, None]
+            maps, phase = torch.where(low, maps, absorbed), torch.where(low, 0, phase)
         m = Measurement(
             y=y,
             mask=mask,
@@ -215,6 +219,18 @@ class Volume:
         if transpose:
             m = replace(m, y=m.y.mT, mask=m.mask.mT, coil_maps=maps.mT)
         return Chunk(m.cancel_readout(), phase, support, noise, effective, sources)
+
+    def _sources(self, mask: Tensor, count: int) -> tuple[MapSource, ...]:
+        """The sources of maps that a preparation estimated from this scan; none of other maps.
+
+        They are worth what the calibration lines are worth, in a prepared file as in the raw one.
+        """
+        if not _estimated(self.raw):
+            return ()
+        methods = str(self.raw.attrs["maps"]).split(", ")
+        method = next((name for name in methods if name.startswith("espirit/")), methods[0])
+        rows = [mask[i : i + 1] if len(mask) > 1 else mask for i in range(count)]
+        return tuple(source_of_estimate(row, self.raw.shape, method) for row in rows)
 
     def restored(self, name: str, values: np.ndarray) -> np.ndarray:
         """``values`` (slices with signal, ...) as those of all slices: zero in the others, noise levels excepted."""
@@ -276,12 +292,22 @@ def read_raw(
     if mask is not None:
         again = from_arrays(raw.kspace, mask, where=raw.name)
         axis, notes = again.phase_encode_axis, raw.notes + again.notes
-        raw = replace(raw, kspace=again.kspace, mask=again.mask, phase_encode_axis=axis, notes=notes)
+        # Maps that a preparation estimated from more data than the mask leaves would tell what was left out.
+        told = _estimated(raw) and bool((raw.mask & ~again.mask).any())
+        maps = None if told else raw.coil_maps
+        raw = replace(raw, kspace=again.kspace, mask=again.mask, phase_encode_axis=axis, notes=notes, coil_maps=maps)
     if coil_maps is not None:
-        raw = replace(raw, coil_maps=_given_maps(coil_maps, raw.kspace.shape))
+        attrs = {name: value for name, value in raw.attrs.items() if name != "maps"}
+        raw = replace(raw, coil_maps=_given_maps(coil_maps, raw.kspace.shape), attrs=attrs)
     if slices is None:
         return raw
     return _pick(raw, select_slices(slices, len(raw), raw.name))
+
+
+def _estimated(raw: RawScan) -> bool:
+    """Whether a preparation estimated the coil maps of a scan from its own lines."""
+    made = str(raw.attrs.get("maps", ""))
+    return raw.coil_maps is not None and ("espirit/" in made or "low_resolution" in made)
 
 
 def _is_poor(source: MapSource) -> bool:

@@ -31,7 +31,12 @@ def read_prepared_as_raw(path: PathLike, slices: SliceSelection = None) -> RawSc
         recon_shape=scan.recon_shape or shape,
         acquisition=scan.acquisition,
         source=Path(path),
-        attrs={"source": scan.source, "source_sha256": scan.source_sha256, "phase_absorbed": scan.phase_absorbed},
+        attrs={
+            "source": scan.source,
+            "source_sha256": scan.source_sha256,
+            "phase_absorbed": scan.phase_absorbed,
+            "maps": scan.preparation.get("maps", ""),
+        },
         coil_maps=scan.coil_maps,
         noise_std=scan.noise_std,
         affine=scan.affine,
