@@ -8,9 +8,10 @@ half of it each, and clean training takes all of them together, as there. Traini
 the floor, there and here.
 
 ``--shift`` moves the noise levels of clean training up: at 0, 73 % of its steps lie above 0.2, as many as in the whole
-chain of EM from images of noise 0.2 (whose ambient half has none below); at -1, the default, 47 %. ``--network
-unet_mp`` has EDM2's magnitude-preserving layers at the same widths. Distances are also taken after blurring samples
-and held-out images alike, which leaves their coarse structure.
+chain of EM from images of noise 0.2 (whose ambient half has none below); at -1, the default, 47 %. ``--chain 0.2``
+takes clean images through that chain: half of the steps above 0.2 alone, then the M-steps, each with its own warm-up
+and cosine. ``--network unet_mp`` has EDM2's magnitude-preserving layers at the same widths. Distances are also taken
+after blurring samples and held-out images alike, which leaves their coarse structure.
 
 Results: OUT/images_rate.json (records), OUT/images_rate.md (table).
 """
@@ -44,6 +45,8 @@ from ambient_mri.report.tables import markdown_table
 BLURS = (1.0, 2.0)
 # Of the training's law of noise levels.
 SHIFT = -1.0
+# rms of a channel of the images, in whose units the law has its limits.
+CIFAR_SD = 0.5022
 WORDS = {
     **DEFINITIONS,
     "ratio": "Coarse power of samples over that of held-out images: variance of the Fourier coefficients below "
@@ -152,6 +155,17 @@ class RateEvaluation(Evaluation):
         factors = {**factors, "shift": self.shift}
         self.distances("clean", "supervised/heun/sample", lambda: self.generated(prior), {"missing": 0.0, **factors})
 
+    def chained(self, noise_std: float, factors: dict[str, Any]) -> None:
+        """Clean images through the chain of EM from noisy ones: its lengths, restarts and noise levels."""
+        budget = self.budget
+        lowest = f"objective.noise.sigma_min={noise_std / CIFAR_SD:g}"
+        prior = self.train("chain_0", ["experiment=cifar10_supervised", lowest], budget.steps)
+        for i in range(budget.em_rounds):
+            before = f"init={self.out / 'runs' / f'chain_{i}'}"
+            prior = self.train(f"chain_{i + 1}", ["experiment=cifar10_supervised", before], budget.em_steps)
+        base = {"missing": 0.0, "shift": SHIFT, **factors}
+        self.distances("clean", "supervised_chain/heun/sample", lambda: self.generated(prior), base)
+
     def noisy(self, noise_std: float, factors: dict[str, Any]) -> None:
         """Ambient training on noisy images, then EM."""
         case = Case(0.0, noise_std)
@@ -188,6 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--noise", nargs="*", type=float, default=[], help="levels of noisy training images")
     parser.add_argument("--network", choices=["unet_light", "unet_mp"], default="unet_light")
+    parser.add_argument("--chain", type=float, default=None, metavar="NOISE", help="clean images through EM's chain")
     parser.add_argument("--shift", type=float, default=SHIFT)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/images_rate"))
@@ -209,7 +224,10 @@ def main(arguments: list[str] | None = None) -> None:
         )
         evaluation.floor()
         factors = {"network": options.network, "learning_rate": rate, "steps": total, "seed": options.seed}
-        evaluation.clean(factors)
+        if options.chain is None:
+            evaluation.clean(factors)
+        else:
+            evaluation.chained(options.chain, factors)
         for noise_std in options.noise:
             evaluation.noisy(noise_std, factors)
     text = table(evaluation.path)
