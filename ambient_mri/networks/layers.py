@@ -11,33 +11,47 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["ErrorHead", "NoiseEmbedding", "ResidualBlock", "SelfAttention", "group_count"]
+__all__ = ["ErrorHead", "FourierFeatures", "NoiseEmbedding", "ResidualBlock", "SelfAttention", "group_count"]
 
 
 _HEAD_GAIN = 4.0
 
 
-class NoiseEmbedding(nn.Module):
-    """A scalar condition (ln sigma / 4) to ``dim`` features: sines and cosines, then two linear layers.
+class FourierFeatures(nn.Module):
+    """A scalar condition (ln sigma / 4) as cosines and sines, (b,) -> (b, 2 frequencies).
 
     Args:
-        dim: Number of features.
         frequencies: Number of frequencies, geometric from 1 to ``max_frequency`` radians per unit.
         max_frequency: Highest frequency.
     """
 
     frequencies: Tensor
 
-    def __init__(self, dim: int, frequencies: int = 32, max_frequency: float = 64.0) -> None:
+    def __init__(self, frequencies: int = 32, max_frequency: float = 64.0) -> None:
         super().__init__()
         exponents = torch.linspace(0, 1, frequencies)
         self.register_buffer("frequencies", torch.exp(exponents * math.log(max_frequency)), persistent=False)
+
+    def forward(self, condition: Tensor) -> Tensor:
+        angles = condition.float()[:, None] * self.frequencies[None]
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class NoiseEmbedding(FourierFeatures):
+    """A scalar condition to ``dim`` features: sines and cosines, then two linear layers.
+
+    Args:
+        dim: Number of features.
+        frequencies: As :class:`FourierFeatures`.
+    """
+
+    def __init__(self, dim: int, frequencies: int = 32) -> None:
+        super().__init__(frequencies)
         self.layers = nn.Sequential(nn.Linear(2 * frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, condition: Tensor) -> Tensor:
         """(b,) -> (b, dim)."""
-        angles = condition.float()[:, None] * self.frequencies[None]
-        return self.layers(torch.cat([angles.cos(), angles.sin()], dim=1))
+        return self.layers(super().forward(condition))
 
 
 class ErrorHead(nn.Module):

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ambient_mri.networks.layers import FourierFeatures
+
 __all__ = [
     "MagnitudeConv2d",
     "MagnitudeEmbedding",
@@ -103,27 +105,21 @@ class MagnitudeLinear(_UnitNorm):
         return functional.linear(x, self.unit_weight())
 
 
-class MagnitudeEmbedding(nn.Module):
-    """A scalar condition (ln sigma / 4) to ``dim`` features: scaled sines and cosines, then one linear layer.
+class MagnitudeEmbedding(FourierFeatures):
+    """A scalar condition to ``dim`` features: sines and cosines of unit rms, then one linear layer.
 
     Args:
         dim: Number of features.
-        frequencies: Number of frequencies, geometric from 1 to ``max_frequency`` radians per unit.
-        max_frequency: Highest frequency.
+        frequencies: As :class:`~ambient_mri.networks.layers.FourierFeatures`.
     """
 
-    frequencies: Tensor
-
-    def __init__(self, dim: int, frequencies: int = 32, max_frequency: float = 64.0) -> None:
-        super().__init__()
-        exponents = torch.linspace(0, 1, frequencies)
-        self.register_buffer("frequencies", torch.exp(exponents * math.log(max_frequency)), persistent=False)
+    def __init__(self, dim: int, frequencies: int = 32) -> None:
+        super().__init__(frequencies)
         self.layer = MagnitudeLinear(2 * frequencies, dim)
 
     def forward(self, condition: Tensor) -> Tensor:
         """(b,) -> (b, dim)."""
-        angles = condition.float()[:, None] * self.frequencies[None]
-        return self.layer(math.sqrt(2) * torch.cat([angles.cos(), angles.sin()], dim=1))
+        return self.layer(math.sqrt(2) * super().forward(condition))
 
 
 class MagnitudeResidualBlock(nn.Module):
