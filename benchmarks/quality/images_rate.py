@@ -7,11 +7,11 @@ The images, feature space and sampler of ``images.py --budget cpu``, whose netwo
 half of it each, and clean training takes all of them together, as there. Training images in the place of samples are
 the floor, there and here.
 
-``--shift`` moves the noise levels of clean training up: at 0, 73 % of its steps lie above 0.2, as many as in the whole
-chain of EM from images of noise 0.2 (whose ambient half has none below); at -1, the default, 47 %. ``--chain 0.2``
-takes clean images through that chain: half of the steps above 0.2 alone, then the M-steps, each with its own warm-up
-and cosine. ``--network unet_mp`` has EDM2's magnitude-preserving layers at the same widths. Distances are also taken
-after blurring samples and held-out images alike, which leaves their coarse structure.
+``--shift`` moves the noise levels of clean training up: at 0, 73 % of its rows lie above 0.2; at -1, the default, 48
+%; in the chain of EM from images of noise 0.2, 61 %, because its ambient half has none below, consistency (a quarter)
+apart. ``--chain 0.2`` takes clean images through a chain of that kind: half of the steps above 0.2 alone, then the
+M-steps, each with its own warm-up and cosine. ``--network unet_mp`` has EDM2's magnitude-preserving layers at the same
+widths. Distances are also taken after blurring samples and held-out images alike, which leaves their coarse structure.
 
 Results: OUT/images_rate.json (records), OUT/images_rate.md (table).
 """

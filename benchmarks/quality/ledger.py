@@ -65,7 +65,7 @@ class Ledger:
             if self.path.is_file():
                 found = read_records(self.path)
                 self._check(found)
-                command = _joined(found.command, command)
+                command = joined(found.command, command)
                 settings = self._grown(found)
                 if settings != found.settings:
                     replace(found, settings=settings).write(self.path)
@@ -145,7 +145,7 @@ def _relative(argument: str) -> str:
     return f"{name}{equals}{short}"
 
 
-def _joined(old: str, new: str) -> str:
+def joined(old: str, new: str) -> str:
     """All command lines that made a file, in the order of their first use."""
     parts = old.split(" && ")
     return old if new in parts else " && ".join([*parts, new])

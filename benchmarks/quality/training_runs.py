@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from ledger import alone
+from ledger import alone, joined
 
 from ambient_mri.report.records import append_records, read_records
 
@@ -49,7 +49,8 @@ class TrainedEvaluation(ABC, Generic[Budget]):
         settings = {"budget": {"name": self.name, **asdict(self.budget)}, **self.settings()}  # type: ignore[call-overload]
         self.out.mkdir(parents=True, exist_ok=True)
         with alone(self.out):
-            append_records(self.path, self.benchmark, self.command, settings, definitions=self.definitions, rows=rows)
+            command = joined(read_records(self.path).command, self.command) if self.path.is_file() else self.command
+            append_records(self.path, self.benchmark, command, settings, definitions=self.definitions, rows=rows)
 
     def done(self, **factors: Any) -> bool:
         """Whether the records hold a row with these factors."""
