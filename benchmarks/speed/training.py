@@ -78,7 +78,8 @@ class Step:
         return self.augmentation.measurements(batch, streams), streams
 
     def train(self, batch: Any, streams: RowGenerators) -> None:
-        """Loss, gradient, update, average."""
+        """Normal form of the weights, where the network has one; loss, gradient, update, average."""
+        getattr(self.model.network, "normalize_", _nothing)()
         loss = self.objective(self.model, batch, streams)
         self.optimiser.zero_grad()
         loss.value.backward()
@@ -92,6 +93,10 @@ class Step:
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=half):
             out = self.model.network(inputs, noise, condition).float()
         out.square().mean().backward()
+
+
+def _nothing() -> None:
+    """What networks without a normal form do."""
 
 
 def timed(function: Callable[[], object], device: str) -> float:
@@ -148,7 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--network", nargs="+", default=["unet_light", "unet"])
+    parser.add_argument("--network", nargs="+", default=["unet_light", "unet_mp"])
     options = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as cache:
