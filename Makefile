@@ -33,9 +33,10 @@ lint: $(TEST_STAMP)  ## ruff
 typecheck: $(TEST_STAMP)  ## mypy
 	$(BIN)/mypy ambient_mri
 
-pytest: export OMP_NUM_THREADS ?= 2
-pytest: $(TEST_STAMP)  ## the fast tests; more with PYTEST_ARGS="-m slow"
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+# As many processes as cores (four at most), one thread each: the work of a test is too small to share among threads.
+pytest: export OMP_NUM_THREADS ?= 1
+pytest: $(TEST_STAMP)  ## the fast tests; more with PYTEST_ARGS="-m slow", in one process with PYTEST_ARGS="-n 0"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 format: $(TEST_STAMP)  ## sort imports, apply ruff's safe fixes and its formatting
 	$(BIN)/ruff check --fix .
