@@ -129,7 +129,7 @@ def test_a_stage_of_the_cpu_budget_has_a_fixed_length(
         folder = tmp_path / "state" / "stages" / stage
         plan, card = (json.loads((folder / name).read_text()) for name in ("plan.json", "prior/prior.json"))
         assert plan == {"max_steps": 4, "warmup_steps": 1, "batch_size": 8}
-        assert card["steps"] == card["planned_steps"] == 4 and card["training"]["training"]["lr"] == 5e-4
+        assert card["steps"] == card["planned_steps"] == 4 and card["training"]["training"]["lr"] == 3e-4
     assert "4 of 4 steps" in small.summary()
 
 

@@ -139,7 +139,8 @@ class Problem:
             slack: Likewise.
         """
         if isinstance(self.data_step, ExactStep):
-            return self.data_step.perturbed(data, guess, lam, per_row(level, data) * self.image_noise())
+            white = per_row(level, data) * self.image_noise()
+            return self.data_step.perturbed(data, guess, lam, white, rtol, slack)
         if isinstance(self.data_step, ConjugateGradientStep):
             noise, step = self._measurement_noise(), self.data_step
             return step.perturbed(data, guess, level, lam, rtol, noise, self.generators, slack)
@@ -251,6 +252,11 @@ class Sampler(ABC):
 
         ``ambient``: for an ambient denoiser.
         """
+        return self._make_data_step(operator, slices=slices, samples=samples, device=device)
+
+    def _make_data_step(
+        self, operator: LinearOperator, *, slices: int, samples: int, device: torch.device | str, local: bool = False
+    ) -> DataStep:
         return make_data_step(
             operator,
             slices=slices,
@@ -259,6 +265,7 @@ class Sampler(ABC):
             method=self.data_step,
             max_iterations=self.cg_iterations,
             device=device,
+            local=local,
         )
 
     def check_denoiser(self, denoiser: object) -> None:

@@ -60,7 +60,7 @@ BUDGETS = {
         timed=64,
     ),
     "cpu": Budget(
-        defaults={"device": "cpu", "minutes": 600.0, "network": "unet_light", "rows": 16, "em_steps": 20},
+        defaults={"device": "cpu", "minutes": 600.0, "network": "unet_mp", "rows": 16, "em_steps": 20},
         samples=4,
         steps=25,
         timed=4,

@@ -4,7 +4,7 @@
 
 One slice of 8 coils and 128 x 128 pixels, 8 samples a batch, 50 steps, with the prior that is given: a whole run of the
 sampler, the eigendecomposition of the exact data step included, against as many bare forwards of the network on a batch
-of the same size. The exact data step takes one error for all pixels, the others learn one for each. Forwards and
+of the same size. The denoiser's error is one for all pixels (white) or one for each (local, the default). Forwards and
 samplers take turns, so that a busy machine slows both. The ratio of processor seconds is there for machines that do
 other work too; on a quiet one it is that of wall times. Each kind of mask, and each solver of the data step, is a case
 of its own. A case that is already in the result file is not measured again.
@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -37,13 +37,15 @@ from ambient_mri.sampling import make_sampler  # noqa: E402
 from ambient_mri.tensors import complex_randn, keyed_generator  # noqa: E402
 from benchmarks.quality.ledger import recorded_command  # noqa: E402
 
-RESULTS, PRIOR = ROOT / "benchmarks" / "results", ROOT / "benchmarks" / "priors" / "brain_R4_em1"
+RESULTS = ROOT / "benchmarks" / "results"
 ACCELERATION, NOISE_STD = 4, 0.01
-# Mask, axes that the operator transforms (one where the readout is cancelled, as reconstruct() does), data step.
-CASES: tuple[tuple[str, tuple[int, ...], str], ...] = (
-    ("lines", (-1,), "exact"),
-    ("lines", (-1,), "conjugate_gradient"),
-    ("poisson", (-2, -1), "conjugate_gradient"),
+# Mask, axes that the operator transforms (one where the readout is cancelled, as reconstruct() does), data step, error.
+Case: TypeAlias = tuple[str, tuple[int, ...], str, str]
+CASES: tuple[Case, ...] = (
+    ("lines", (-1,), "exact", "white"),
+    ("lines", (-1,), "exact", "local"),
+    ("lines", (-1,), "conjugate_gradient", "local"),
+    ("poisson", (-2, -1), "conjugate_gradient", "local"),
 )
 SAMPLERS = ("split_gibbs", "dds")
 DEFINITIONS = {
@@ -66,6 +68,11 @@ def scene(mask: str, axes: tuple[int, ...], coils: int, size: int) -> tuple[Line
     return operator, operator.forward(image) + NOISE_STD * noise
 
 
+def name_of(case: Case) -> str:
+    """In the records."""
+    return f"{case[0]}, {case[2]}, {case[3]} error"
+
+
 def timed(run: Callable[[], object]) -> dict[str, float]:
     """Wall and processor seconds of ``run``."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -73,9 +80,9 @@ def timed(run: Callable[[], object]) -> dict[str, float]:
     return {"wall": time.perf_counter() - wall, "processor": time.process_time() - cpu}
 
 
-def measure(prior: Prior, case: tuple[str, tuple[int, ...], str], options: argparse.Namespace) -> Iterator[Row]:
+def measure(prior: Prior, case: Case, options: argparse.Namespace) -> Iterator[Row]:
     """Rows of one case: the samplers and the forwards in turns."""
-    mask, axes, data_step = case
+    mask, axes, data_step, error = case
     model = prior.model
     if not isinstance(model, Denoiser):
         raise SystemExit(f"{prior.name} is no clean prior")
@@ -90,7 +97,6 @@ def measure(prior: Prior, case: tuple[str, tuple[int, ...], str], options: argpa
             model(state, sigma)
 
     def sampler(name: str) -> None:
-        error = "white" if data_step == "exact" else "local"
         method = make_sampler(name, options.steps, data_step=data_step, error=error)
         generators = [keyed_generator("speed", i) for i in range(options.batch)]
         result = method.sample(model, operator, y, NOISE_STD, generators=generators)
@@ -103,7 +109,7 @@ def measure(prior: Prior, case: tuple[str, tuple[int, ...], str], options: argpa
         turns["network"].append(timed(forwards))
         for name in SAMPLERS:
             turns[name].append(timed(lambda name=name: sampler(name)))
-    shared: Row = {"case": f"{mask}, {data_step}", "mask": mask, "data_step": data_step, "batch": options.batch}
+    shared: Row = {"case": name_of(case), "mask": mask, "data_step": data_step, "error": error, "batch": options.batch}
     for name in SAMPLERS:
         solver = {"iterations_per_step": round(iterations[name] / options.steps, 1)}
         for clock in ("wall", "processor"):
@@ -122,7 +128,7 @@ def _summary(values: list[float]) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     """Measure what is missing in the result file, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prior", type=Path, default=PRIOR, help="folder of a clean prior")
+    parser.add_argument("--prior", default="brain128", help="name or folder of a clean prior")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--coils", type=int, default=8)
     parser.add_argument("--batch", type=int, default=8, help="samples at a time")
@@ -141,7 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     present = read_records(path) if path.is_file() else None
     for case in CASES:
-        if present is None or not present.has(case=f"{case[0]}, {case[2]}"):
+        if present is None or not present.has(case=name_of(case)):
             rows = list(measure(prior, case, options))
             append_records(path, "speed_samplers", command, settings, definitions=DEFINITIONS, rows=rows)
     result = read_records(path)

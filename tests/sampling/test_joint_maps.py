@@ -228,7 +228,7 @@ def test_both_data_steps_give_the_same_maps(
         maps.append(estimate(denoiser(image), in_double(m), floor, settings).coil_maps)
         assert {step.name for step in made} == {method}
         made.clear()
-    assert agreement(maps[0], maps[1], image) > 0.9999
+    assert agreement(maps[0], maps[1], image) > 0.9995
     assert not torch.equal(maps[0], maps[1])
 
 
