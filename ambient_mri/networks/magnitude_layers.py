@@ -6,7 +6,8 @@ Weights have unit norm wherever they are used,
 
 so that a layer neither grows nor shrinks what it is given, and only the direction of a weight is learned. Sums,
 concatenations and activations are scaled to the same end. There is no bias and no group norm; a constant channel at the
-input of the network takes the place of the biases.
+input of the network takes the place of the biases. Inside a block the constants of activations and of sums go into the
+weights: a pass over every feature map saved for each.
 
 Reference: Karras et al. 2024, arXiv:2312.02696 (EDM2, configuration G; section 2.3 and appendix B). Differs: a forward
 does not put the stored weights back on the sphere; ``normalize_()`` does, which a training calls before every step.
@@ -49,19 +50,18 @@ class _UnitNorm(nn.Module):
         self.gain = None if gain is None else nn.Parameter(torch.tensor(float(gain)))
         self._kept: tuple[object, Tensor] | None = None
 
-    def unit_weight(self) -> Tensor:
-        """The weights in use; where no gradient is wanted they are made once, and again when the stored ones change."""
+    def unit_weight(self, scale: float = 1.0) -> Tensor:
+        """The weights in use, times ``scale``; without gradients made once, and again when the stored ones change."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._made()
+            return self._made(scale)
         stored = (self.weight, *([] if self.gain is None else [self.gain]))
-        key = tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in stored)
+        key = (scale, *((t.data_ptr(), t._version, t.dtype, t.device) for t in stored))
         if self._kept is None or self._kept[0] != key:
-            self._kept = (key, self._made())
+            self._kept = (key, self._made(scale))
         return self._kept[1]
 
-    def _made(self) -> Tensor:
-        scale = (1 if self.gain is None else self.gain) / self._norm().clamp_min(_EPS)
-        return self.weight * scale
+    def _made(self, scale: float) -> Tensor:
+        return self.weight * ((scale if self.gain is None else scale * self.gain) / self._norm().clamp_min(_EPS))
 
     def _norm(self) -> Tensor:
         return torch.linalg.vector_norm(self.weight, dim=tuple(range(1, self.weight.ndim)), keepdim=True)
@@ -89,9 +89,9 @@ class MagnitudeConv2d(_UnitNorm):
         super().__init__((out_channels, in_channels, kernel_size, kernel_size), gain)
         self.stride, self.padding = stride, kernel_size // 2
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, in_channels, H, W) -> (b, out_channels, H, W)."""
-        return functional.conv2d(x, self.unit_weight(), stride=self.stride, padding=self.padding)
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        """(b, in_channels, H, W) -> (b, out_channels, H, W), times ``scale``."""
+        return functional.conv2d(x, self.unit_weight(scale), stride=self.stride, padding=self.padding)
 
 
 class MagnitudeLinear(_UnitNorm):
@@ -142,11 +142,16 @@ class MagnitudeResidualBlock(nn.Module):
         """(b, in_channels, H, W), (b, embedding) -> (b, out_channels, H, W)."""
         if self.skip is None:
             x = _unit_pixels(x)
-        h = self.conv1(silu_magnitude(x))
-        h = silu_magnitude(h * (1 + self.modulation(embedding)[:, :, None, None]).to(h.dtype))
-        h = self.conv2(self.dropout(h))
-        main = x if self.skip is None else self.skip(x)
-        return sum_magnitude(main, h, _BRANCH).clamp(-_CLIP, _CLIP)
+        size = math.hypot(1 - _BRANCH, _BRANCH)
+        # SiLU is silu_magnitude but for a constant, which the convolution after it takes; the sum is sum_magnitude.
+        h = self.conv1(functional.silu(x), 1 / _SILU_GAIN)
+        h = functional.silu(h * (1 + self.modulation(embedding)[:, :, None, None]).to(h.dtype))
+        h = self.conv2(self.dropout(h), _BRANCH / (size * _SILU_GAIN))
+        if self.skip is None:
+            h = torch.add(h, x, alpha=(1 - _BRANCH) / size)
+        else:
+            h = h + self.skip(x, (1 - _BRANCH) / size)
+        return functional.hardtanh(h, -_CLIP, _CLIP)
 
 
 def silu_magnitude(x: Tensor) -> Tensor:
@@ -162,6 +167,8 @@ def sum_magnitude(a: Tensor, b: Tensor, share: float) -> Tensor:
 def cat_magnitude(a: Tensor, b: Tensor) -> Tensor:
     """Channels of ``a`` beside those of ``b``, either part of the same weight in what follows: the rms stays."""
     total, (m, n) = a.shape[1] + b.shape[1], (a.shape[1], b.shape[1])
+    if m == n:
+        return torch.cat([a, b], dim=1)
     return torch.cat([a * math.sqrt(total / (2 * m)), b * math.sqrt(total / (2 * n))], dim=1)
 
 
