@@ -61,6 +61,21 @@ def test_every_layer_keeps_the_magnitude_of_noise() -> None:
     assert rms(MagnitudeEmbedding(4096)(torch.linspace(-1, 1, 9))) == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.parametrize("width", [32, 48])
+def test_constants_in_the_weights_of_a_block_change_nothing(width: int) -> None:
+    torch.manual_seed(0)
+    block = MagnitudeResidualBlock(32, width, 8).double()
+    with torch.no_grad():
+        block.modulation.gain.fill_(0.7)  # type: ignore[union-attr]
+    x, embedding = 9 * noise(2, 32, 12, 12).double(), noise(2, 8).double()
+    main = x if block.skip is not None else x / (x.norm(dim=1, keepdim=True) / math.sqrt(32) + 1e-4)
+    h = block.conv1(silu_magnitude(main)) * (1 + block.modulation(embedding)[:, :, None, None])
+    expected = sum_magnitude(main if block.skip is None else block.skip(main), block.conv2(silu_magnitude(h)), 0.3)
+    assert torch.allclose(block(x, embedding), expected, atol=1e-12)
+    large = block(1e4 * x, embedding).detach()
+    assert (float(large.abs().max()) == 256) == (block.skip is not None)
+
+
 def test_magnitudes_do_not_grow_with_depth() -> None:
     torch.manual_seed(0)
     x, embedding = noise(2, 32, 16, 16), noise(2, 8)
