@@ -1,7 +1,7 @@
 """Make a trained prior one that ships with the package: bf16 weights, model card, licence.
 
     python benchmarks/priors/ship.py --prior RUN/prior --name brain128 --chain benchmarks/priors/brain_R4_ambient
-    benchmarks/priors/brain_R4_em1 --nearest nearest.json --metrics NAME=benchmarks/results/selection.json
+    RUN_OF_EM1/prior --nearest nearest.json --metrics NAME=benchmarks/results/selection.json
 
 What the card says beyond the prior's own: the chain of runs that led to it (settings of each), intended use, how near
 its samples are to the training images, and PSNR and SSIM by law and R from a record of ``benchmarks/quality``, in which

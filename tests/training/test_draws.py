@@ -205,10 +205,10 @@ BRAIN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["brain_R4_ambient", "brain_R4_em1"])
+@pytest.mark.parametrize("name", ["benchmarks/priors/brain_R4_ambient", "ambient_mri/priors/brain128"])
 def test_the_priors_behind_the_tables_are_of_one_draw(name: str) -> None:
     now = draw_of_simulation("brain_images", BRAIN)
-    before = draws_of_prior(ROOT / "benchmarks" / "priors" / name)
+    before = draws_of_prior(ROOT / name)
     assert len(before) == 1 and not second_draws(before)
     require_one_draw(now, before, source="init", allowed=False)
     with pytest.raises(AmbientMRIError, match=r"data\.seed is 0 there and 1 here"):
