@@ -67,6 +67,15 @@ def images_tables(result: ResultFile) -> str:
     return tables(result)
 
 
+def priors_tables(_: ResultFile) -> str:
+    """Objectives under one network, trained at R = 4 and noise 0.01."""
+    sys.path.insert(0, str(ROOT / "benchmarks" / "quality"))
+    from priors_report import tables
+
+    found = tables(RESULTS / "priors.json").partition("### Trained at R = 4, noise_std 0.01\n")[2]
+    return found.partition("\n### ")[0]
+
+
 BLOCKS: dict[str, tuple[str, Callable[[ResultFile], str], tuple[str, ...]]] = {
     "results": ("reconstruct.json", standard_table, ("benchmarks/README.md",)),
     "summary": ("reconstruct.json", summary_table, ("README.md",)),
@@ -78,9 +87,10 @@ BLOCKS: dict[str, tuple[str, Callable[[ResultFile], str], tuple[str, ...]]] = {
     "robustness": ("robustness.json", robustness_tables, ("benchmarks/README.md",)),
     "cost": ("cost.json", cost_tables, ("benchmarks/README.md",)),
     "images": ("images.json", images_tables, ("benchmarks/README.md",)),
+    "priors": ("priors.json", priors_tables, ("benchmarks/README.md",)),
 }
 # Written where a page has room for them.
-OPTIONAL = ("full", "native", "selection", "robustness", "cost", "images")
+OPTIONAL = ("full", "native", "selection", "robustness", "cost", "images", "priors")
 
 
 def rendered(text: str, name: str, content: str) -> str:
