@@ -252,11 +252,6 @@ class Sampler(ABC):
 
         ``ambient``: for an ambient denoiser.
         """
-        return self._make_data_step(operator, slices=slices, samples=samples, device=device)
-
-    def _make_data_step(
-        self, operator: LinearOperator, *, slices: int, samples: int, device: torch.device | str, local: bool = False
-    ) -> DataStep:
         return make_data_step(
             operator,
             slices=slices,
@@ -265,8 +260,12 @@ class Sampler(ABC):
             method=self.data_step,
             max_iterations=self.cg_iterations,
             device=device,
-            local=local,
+            local=self._lam_is_local(ambient),
         )
+
+    def _lam_is_local(self, ambient: bool) -> bool:
+        """Whether the data step is given a lam for each pixel."""
+        return False
 
     def check_denoiser(self, denoiser: object) -> None:
         """Raise unless this sampler is valid for the kind of ``denoiser``.

@@ -28,9 +28,7 @@ from torch import Tensor
 
 from ambient_mri._checks import check_option
 from ambient_mri.denoiser import AmbientDenoiser
-from ambient_mri.operators.base import LinearOperator
 from ambient_mri.sampling.base import Level, Problem, Sampler
-from ambient_mri.sampling.data_step import DataStep
 from ambient_mri.tensors import per_row
 
 __all__ = ["LocalError", "WithLocalError"]
@@ -85,18 +83,8 @@ class WithLocalError(Sampler):
         check_option("error", error, ("local", "white"))
         self.error = error
 
-    def make_data_step(
-        self,
-        operator: LinearOperator,
-        *,
-        slices: int,
-        samples: int,
-        device: torch.device | str = "cpu",
-        ambient: bool = False,
-    ) -> DataStep:
-        """One that takes a lam for each pixel where the error is local."""
-        local = self.error == "local" and not ambient
-        return self._make_data_step(operator, slices=slices, samples=samples, device=device, local=local)
+    def _lam_is_local(self, ambient: bool) -> bool:
+        return self.error == "local" and not ambient
 
     def belief(self, problem: Problem, level: Level, denoised: Tensor) -> tuple[Tensor, Tensor]:
         """r_t and lam_t for D(x_t) = ``denoised``: maps (b, 1, H, W), or (b, 1, 1, 1) and (b,) for a white error."""
