@@ -134,7 +134,7 @@ class Problem:
             data: A^H y, or a multiple of it, (b, 1, H, W).
             guess: v of the data step, same shape.
             level: Of the noise, per real part, (b,).
-            lam: (b,).
+            lam: (b,) or (b, 1, H, W).
             rtol: (b,), see :class:`DataStep`.
             slack: Likewise.
         """
