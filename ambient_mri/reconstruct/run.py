@@ -33,7 +33,7 @@ from ambient_mri.reconstruct.volume import ArrayLike, Chunk, Volume, read_raw
 from ambient_mri.sampling import Sampler, ambient_denoiser, make_sampler
 from ambient_mri.sampling.automatic import given_steps, with_automatic_steps
 from ambient_mri.sampling.batching import free_memory, out_of_memory, rows_per_batch
-from ambient_mri.sampling.data_step import EXACT_MEMORY
+from ambient_mri.sampling.data_step_choice import EXACT_MEMORY
 from ambient_mri.sampling.draw import (
     Drawn,
     as_prior,

@@ -8,7 +8,7 @@ from ambient_mri._checks import AmbientMRIError, check_option
 from ambient_mri.sampling.adps import ADPS, ADPSFixed
 from ambient_mri.sampling.ambient import ambient_denoiser
 from ambient_mri.sampling.ambient_generation import AmbientGeneration
-from ambient_mri.sampling.base import Callback, Level, Problem, Sampler, SamplerResult
+from ambient_mri.sampling.base import Callback, Sampler, SamplerResult
 from ambient_mri.sampling.daps import DAPS
 from ambient_mri.sampling.dds import DDS
 from ambient_mri.sampling.diffpir import DiffPIR
@@ -20,6 +20,7 @@ from ambient_mri.sampling.mmps import MMPS
 from ambient_mri.sampling.msm import MSM
 from ambient_mri.sampling.one_step import OneStep
 from ambient_mri.sampling.pigdm import PiGDM
+from ambient_mri.sampling.problem import Level, Problem
 from ambient_mri.sampling.pula import PULA
 from ambient_mri.sampling.split_gibbs import SplitGibbs
 

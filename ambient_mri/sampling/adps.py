@@ -28,9 +28,9 @@ from torch import Tensor
 
 from ambient_mri._checks import check_positive
 from ambient_mri.sampling.ambient import ambient_of
-from ambient_mri.sampling.base import Level, Problem
-from ambient_mri.sampling.data_step import MeasurementNoise
 from ambient_mri.sampling.guidance import VJP, WithoutDataStep, row_norm, value_and_vjp
+from ambient_mri.sampling.measurement_noise import MeasurementNoise
+from ambient_mri.sampling.problem import Level, Problem
 from ambient_mri.tensors import per_row
 
 __all__ = ["ADPS", "ADPSFixed"]

@@ -13,7 +13,8 @@ from ambient_mri.corruption import Undersampling
 from ambient_mri.denoiser import AmbientDenoiser, ConditionalDenoiser
 from ambient_mri.masks import SamplingLaw
 from ambient_mri.measurement import Measurement
-from ambient_mri.sampling.base import Problem, Sampler
+from ambient_mri.sampling.base import Sampler
+from ambient_mri.sampling.problem import Problem
 
 __all__ = ["SAMPLING_KEEP", "OneScan", "ambient_denoiser", "ambient_of"]
 

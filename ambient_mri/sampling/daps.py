@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ambient_mri._checks import require
-from ambient_mri.sampling.base import Level, Problem, Sampler
+from ambient_mri.sampling.base import Sampler
+from ambient_mri.sampling.problem import Level, Problem
 from ambient_mri.tensors import per_row
 
 __all__ = ["DAPS"]

@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ambient_mri._checks import require
-from ambient_mri.sampling.base import Level, Problem
 from ambient_mri.sampling.local_error import WithLocalError
+from ambient_mri.sampling.problem import Level, Problem
 from ambient_mri.tensors import per_row
 
 __all__ = ["DDS"]

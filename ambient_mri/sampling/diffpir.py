@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ambient_mri._checks import check_positive, require
 from ambient_mri.denoiser import Denoiser
-from ambient_mri.sampling.base import LAM_FLOOR, Level, Problem, Sampler
+from ambient_mri.sampling.base import LAM_FLOOR, Sampler
 from ambient_mri.sampling.data_step import relative_tolerance
+from ambient_mri.sampling.problem import Level, Problem
 from ambient_mri.tensors import per_row
 
 __all__ = ["DiffPIR"]

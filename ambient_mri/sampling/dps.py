@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from ambient_mri._checks import check_positive
-from ambient_mri.sampling.base import Level, Problem
 from ambient_mri.sampling.guidance import AncestralSampler, WithoutDataStep, row_norm, value_and_vjp
+from ambient_mri.sampling.problem import Level, Problem
 from ambient_mri.tensors import per_row
 
 __all__ = ["DPS"]

@@ -22,7 +22,8 @@ from ambient_mri.operators.base import LinearOperator
 from ambient_mri.prior import Prior, load_prior
 from ambient_mri.sampling.base import Sampler, SamplerResult
 from ambient_mri.sampling.batching import free_memory, out_of_memory
-from ambient_mri.sampling.data_step import DataStep, MeasurementNoise, repeat_rows
+from ambient_mri.sampling.data_step import DataStep, repeat_rows
+from ambient_mri.sampling.measurement_noise import MeasurementNoise
 from ambient_mri.tensors import keyed_generator
 
 __all__ = [

@@ -21,8 +21,9 @@ from torch import Tensor
 from ambient_mri._checks import AmbientMRIError, require
 from ambient_mri.denoiser import Denoiser
 from ambient_mri.operators.base import LinearOperator
-from ambient_mri.sampling.base import Level, Problem, Sampler
+from ambient_mri.sampling.base import Sampler
 from ambient_mri.sampling.data_step import DataStep, Slack
+from ambient_mri.sampling.problem import Level, Problem
 from ambient_mri.tensors import per_row, real_inner
 
 __all__ = ["VJP", "AncestralSampler", "NoDataStep", "WithoutDataStep", "row_norm", "value_and_vjp"]

@@ -22,8 +22,9 @@ from torch import Tensor
 from ambient_mri._checks import AmbientMRIError, PriorError, check_positive, require
 from ambient_mri.denoiser import AmbientDenoiser, Denoiser
 from ambient_mri.operators.base import Identity
-from ambient_mri.sampling.base import Callback, Level, Problem, SamplerResult
+from ambient_mri.sampling.base import Callback, SamplerResult
 from ambient_mri.sampling.guidance import NoDataStep, WithoutDataStep
+from ambient_mri.sampling.problem import Level, Problem
 from ambient_mri.tensors import per_row
 
 __all__ = ["Heun", "unconditional"]

@@ -44,9 +44,11 @@ from ambient_mri.denoiser import Denoiser
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators import conjugate_gradient, sense
 from ambient_mri.operators.fourier import fft, ifft
-from ambient_mri.sampling.base import LAM_FLOOR, Level, Problem
+from ambient_mri.sampling.base import LAM_FLOOR
 from ambient_mri.sampling.batching import free_memory, out_of_memory, rows_per_batch
-from ambient_mri.sampling.data_step import make_data_step, relative_tolerance
+from ambient_mri.sampling.data_step import relative_tolerance
+from ambient_mri.sampling.data_step_choice import make_data_step
+from ambient_mri.sampling.problem import Level, Problem
 from ambient_mri.sampling.split_gibbs import SplitGibbs
 from ambient_mri.tensors import keyed_generator, per_row
 

@@ -25,8 +25,8 @@ from torch import Tensor
 from ambient_mri._checks import check_positive, require
 from ambient_mri.denoiser import Denoiser
 from ambient_mri.operators.base import LinearOperator
-from ambient_mri.sampling.base import Level, Problem
 from ambient_mri.sampling.guidance import WithoutDataStep, row_norm
+from ambient_mri.sampling.problem import Level, Problem
 from ambient_mri.sampling.pula import SCORE_REFUSAL
 from ambient_mri.tensors import complex_randn, keyed_generator, per_row
 

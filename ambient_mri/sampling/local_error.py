@@ -28,7 +28,8 @@ from torch import Tensor
 
 from ambient_mri._checks import check_option
 from ambient_mri.denoiser import AmbientDenoiser
-from ambient_mri.sampling.base import Level, Problem, Sampler
+from ambient_mri.sampling.base import Sampler
+from ambient_mri.sampling.problem import Level, Problem
 from ambient_mri.tensors import per_row
 
 __all__ = ["LocalError", "WithLocalError"]

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from ambient_mri._checks import require
 from ambient_mri.operators.linear_solvers import gmres
-from ambient_mri.sampling.base import Level, Problem
 from ambient_mri.sampling.guidance import AncestralSampler, value_and_vjp
+from ambient_mri.sampling.problem import Level, Problem
 from ambient_mri.tensors import per_row
 
 __all__ = ["MMPS"]

@@ -26,8 +26,8 @@ from torch import Tensor
 from ambient_mri._checks import require
 from ambient_mri.measurement import Measurement
 from ambient_mri.sampling.ambient import OneScan, ambient_of
-from ambient_mri.sampling.base import Level, Problem
 from ambient_mri.sampling.dds import DDS
+from ambient_mri.sampling.problem import Level, Problem
 from ambient_mri.tensors import RowGenerators, rand_rows
 
 __all__ = ["MSM", "random_masks"]

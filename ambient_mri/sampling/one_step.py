@@ -18,8 +18,9 @@ from torch import Tensor
 from ambient_mri._checks import PriorError, require
 from ambient_mri.denoiser import Denoiser
 from ambient_mri.sampling.ambient import ambient_of
-from ambient_mri.sampling.base import Level, Problem, Sampler
+from ambient_mri.sampling.base import Sampler
 from ambient_mri.sampling.data_step import repeat_rows
+from ambient_mri.sampling.problem import Level, Problem
 
 __all__ = ["OneStep"]
 

@@ -24,9 +24,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ambient_mri.sampling.base import LAM_FLOOR, Level, Problem
+from ambient_mri.sampling.base import LAM_FLOOR
 from ambient_mri.sampling.data_step import relative_tolerance
 from ambient_mri.sampling.guidance import AncestralSampler, value_and_vjp
+from ambient_mri.sampling.problem import Level, Problem
 from ambient_mri.tensors import per_row
 
 __all__ = ["PiGDM"]

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from ambient_mri._checks import require
 from ambient_mri.denoiser import Denoiser
-from ambient_mri.sampling.base import LAM_FLOOR, Level, Problem, Sampler
+from ambient_mri.sampling.base import LAM_FLOOR, Sampler
 from ambient_mri.sampling.data_step import relative_tolerance
+from ambient_mri.sampling.problem import Level, Problem
 from ambient_mri.tensors import per_row
 
 __all__ = ["PULA", "SCORE_REFUSAL"]

@@ -32,9 +32,10 @@ from ambient_mri._checks import check_option
 from ambient_mri.denoiser import AmbientDenoiser
 from ambient_mri.noise import karras_ladder
 from ambient_mri.operators.base import Identity
-from ambient_mri.sampling.base import Callback, Level, Problem, SamplerResult
-from ambient_mri.sampling.data_step import ConjugateGradientStep
+from ambient_mri.sampling.base import Callback, SamplerResult
+from ambient_mri.sampling.conjugate_gradient_step import ConjugateGradientStep
 from ambient_mri.sampling.local_error import WithLocalError
+from ambient_mri.sampling.problem import Level, Problem
 from ambient_mri.tensors import per_row
 
 __all__ = ["SplitGibbs"]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ambient_mri.denoiser import Denoiser
 from ambient_mri.operators import LinearOperator
-from ambient_mri.sampling.data_step import ExactStep
+from ambient_mri.sampling.exact_step import ExactStep
 
 for _name in ("nms", "qnms"):
     torch.library.define(f"torchvision::{_name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

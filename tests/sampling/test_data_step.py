@@ -11,15 +11,12 @@ from torch import Tensor
 
 from ambient_mri._checks import AmbientMRIError
 from ambient_mri.operators import Identity, LinearOperator, Mask, sense
-from ambient_mri.sampling import data_step as module
-from ambient_mri.sampling.data_step import (
-    ConjugateGradientStep,
-    ExactStep,
-    MeasurementNoise,
-    Slack,
-    make_data_step,
-    relative_tolerance,
-)
+from ambient_mri.sampling import data_step_choice as module
+from ambient_mri.sampling.conjugate_gradient_step import ConjugateGradientStep
+from ambient_mri.sampling.data_step import Slack, relative_tolerance
+from ambient_mri.sampling.data_step_choice import make_data_step
+from ambient_mri.sampling.exact_step import ExactStep
+from ambient_mri.sampling.measurement_noise import MeasurementNoise
 from ambient_mri.tensors import complex_randn, keyed_generator
 from tests.oracles import dense_matrix, line_mask, smooth_coils
 

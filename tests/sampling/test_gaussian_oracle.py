@@ -15,7 +15,7 @@ from ambient_mri._checks import AmbientMRIError, PriorError
 from ambient_mri.operators import Identity, Mask, gmres
 from ambient_mri.sampling import SAMPLERS, Heun, Level, Problem, make_sampler, unconditional
 from ambient_mri.sampling.base import Sampler
-from ambient_mri.sampling.data_step import ExactStep
+from ambient_mri.sampling.exact_step import ExactStep
 from ambient_mri.sampling.guidance import NoDataStep, value_and_vjp
 from ambient_mri.sampling.langevin import squared_norm
 from ambient_mri.tensors import complex_randn, keyed_generator, per_row, randn_like_rows, real_inner

@@ -11,10 +11,10 @@ from torch import Tensor
 from ambient_mri._checks import AmbientMRIError
 from ambient_mri.operators import Identity, Mask
 from ambient_mri.sampling import DDS, MSM, SplitGibbs, make_sampler
-from ambient_mri.sampling.base import Level, Problem
-from ambient_mri.sampling.data_step import ConjugateGradientStep
+from ambient_mri.sampling.conjugate_gradient_step import ConjugateGradientStep
 from ambient_mri.sampling.local_error import LocalError
 from ambient_mri.sampling.measurement_noise import MeasurementNoise
+from ambient_mri.sampling.problem import Level, Problem
 from ambient_mri.tensors import complex_randn, keyed_generator, randn_like_rows
 from tests.oracles import GaussianWorld, PosteriorScene, WhiteDenoiser, dense_matrix, small_sense
 

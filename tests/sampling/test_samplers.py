@@ -25,7 +25,9 @@ from ambient_mri.sampling import (
     ambient_denoiser,
     make_sampler,
 )
-from ambient_mri.sampling.data_step import ConjugateGradientStep, ExactStep, MeasurementNoise
+from ambient_mri.sampling.conjugate_gradient_step import ConjugateGradientStep
+from ambient_mri.sampling.exact_step import ExactStep
+from ambient_mri.sampling.measurement_noise import MeasurementNoise
 from ambient_mri.tensors import complex_randn, keyed_generator, per_row, randn_like_rows
 from tests.oracles import (
     GaussianWorld,

@@ -19,7 +19,7 @@ from ambient_mri.measurement import Measurement
 from ambient_mri.operators import Mask
 from ambient_mri.prior import Prior, load_prior
 from ambient_mri.sampling import make_sampler
-from ambient_mri.sampling.base import Level, Problem
+from ambient_mri.sampling.problem import Level, Problem
 from ambient_mri.sampling.split_gibbs import SplitGibbs
 from ambient_mri.tensors import keyed_generator
 from ambient_mri.train import compose
