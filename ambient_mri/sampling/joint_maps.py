@@ -60,7 +60,7 @@ _SPECTRUM = (0.24, 0.12, 0.059, 0.019, 4.8e-3, 1.2e-3, 3.3e-4, 1.2e-4, 5.3e-5, 2
              3.0e-6, 2.3e-6, 1.5e-6)  # fmt: skip
 # Maps move once the image is rough knowledge: below this multiple of sd.
 _START = 3.0
-_MAP_ITERATIONS = 30
+_MAP_ITERATIONS, _MAP_RTOL = 30, 1e-3
 # Without calibration lines: noise of the data, at least, in units of sigma, and fits of the maps to the first image.
 _TEMPER, _FIRST_FITS = 0.1, 3
 
@@ -360,5 +360,6 @@ def _fit_maps(m: Measurement, x: Tensor, maps: Tensor, noise_std: Tensor, basis:
         return adjoint(predicted) + per_row(noise_std.square(), u) * u
 
     start = basis.coefficients(maps) / std
-    solved = conjugate_gradient(normal, adjoint(m.y[:, None]), x0=start, max_iterations=_MAP_ITERATIONS, rtol=1e-3)
+    data = adjoint(m.y[:, None])
+    solved = conjugate_gradient(normal, data, x0=start, max_iterations=_MAP_ITERATIONS, rtol=_MAP_RTOL)
     return basis.maps(std * solved.x)

@@ -36,10 +36,10 @@ def test_a_better_prior_gets_more_steps() -> None:
 @pytest.mark.parametrize("noise_std", [0.005, 0.05, 0.1])
 def test_automatic_steps_sample_the_exact_posterior(noise_std: float) -> None:
     """Whatever the noise, the same quality: that is what the number is for."""
-    scene = PosteriorScene.make(12, noise_std, lines=(2, 5, 6, 9))
+    scene = PosteriorScene.make(12, noise_std, lines=(2, 5, 6, 9), truths=6)
     sampler = with_automatic_steps(SplitGibbs(), scene.world.denoiser(), noise_std)
     found = scene.scores(scene.run(sampler, 24)[0])
-    assert found["nrmse"] < 1.04 and 0.87 < found["variance"] < 1.13
+    assert found["nrmse"] < 1.03 and 0.87 < found["variance"] < 1.13
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0])

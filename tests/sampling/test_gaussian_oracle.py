@@ -27,7 +27,7 @@ CLEAN = ("mmps", "pigdm", "dps", "diffpir", "daps", "pula", "langevin")
 
 @cache
 def scene(noise_std: float) -> PosteriorScene:
-    return PosteriorScene.make(12, noise_std, lines=LINES)
+    return PosteriorScene.make(12, noise_std, lines=LINES, truths=6)
 
 
 @cache
@@ -51,16 +51,16 @@ SHORT: dict[str, dict[str, Any]] = {
 
 # (largest error of the mean over the exact mean's, smallest and largest variance ratio) at noise_std 0.01 and 0.05.
 # The step of constant length (dps) overfits; an ODE's end plus r_t (daps) and slow mixing (langevin) are too wide; what
-# differentiates the network loses spread to the coarseness of a short ladder. The truths are two draws, and which ones
-# depends on the phases that LAPACK gives eigenvectors: over five choices 1.31 to 1.43 (dps), 1.27 to 1.43 (langevin).
+# differentiates the network loses spread to the coarseness of a short ladder. Errors of dps and langevin at 0.01: 1.34
+# and 1.38 with these six truths and with twenty; with two anywhere between 1.27 and 1.43.
 EXPECTED: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "mmps": ((1.02, 0.75, 0.95), (1.02, 0.75, 0.95)),
     "pigdm": ((1.03, 0.75, 0.95), (1.03, 0.75, 0.95)),
-    "dps": ((1.45, 1.3, 2.2), (1.2, 0.7, 1.0)),
+    "dps": ((1.4, 1.3, 2.2), (1.15, 0.7, 1.0)),
     "diffpir": ((1.05, 0.95, 1.2), (1.06, 0.95, 1.2)),
     "daps": ((1.04, 1.25, 1.6), (1.05, 1.2, 1.6)),
     "pula": ((1.02, 0.97, 1.25), (1.03, 1.0, 1.3)),
-    "langevin": ((1.45, 1.8, 2.8), (1.1, 1.1, 1.4)),
+    "langevin": ((1.42, 1.8, 2.8), (1.08, 1.1, 1.4)),
 }
 
 
@@ -134,7 +134,7 @@ def row_wise(s: PosteriorScene, level: Level, x_t: Tensor, function: Any) -> Ten
 
 def test_mmps_with_enough_iterations_is_the_exact_conditional_mean() -> None:
     sampler, problem, level, x_t, s = posed(0.05, True, "mmps")
-    sampler.iterations = 60  # type: ignore[attr-defined]
+    sampler.iterations = 150  # type: ignore[attr-defined]
 
     def exact(j: Tensor, d: Tensor, misfit: Tensor, sigma: float, r: float) -> Tensor:
         cross = sigma**2 * j @ s.matrix.mH
@@ -142,7 +142,7 @@ def test_mmps_with_enough_iterations_is_the_exact_conditional_mean() -> None:
         return d + cross @ torch.linalg.solve(system, misfit)
 
     assert torch.allclose(sampler.step(problem, level, x_t), row_wise(s, level, x_t, exact), atol=1e-7)
-    assert float(problem.memory["residual"].max()) < 1e-8 and problem.gradients == 61
+    assert float(problem.memory["residual"].max()) < 1e-8 and problem.gradients == 151
 
 
 def test_a_pigdm_step_is_its_equation() -> None:
@@ -209,7 +209,7 @@ def test_a_dps_step_is_its_equation() -> None:
 
     found = sampler.step(problem, level, x_t)
     denoised = problem.denoiser(x_t, level.sigma)
-    e = randn_like_rows(x_t, [keyed_generator("step", i) for i in range(2)])
+    e = randn_like_rows(x_t, [keyed_generator("step", i) for i in range(len(x_t))])
     ancestral = denoised + 0.49 * (x_t - denoised) + per_row(0.7 * math.sqrt(0.51) * level.sigma, x_t) * e
     assert torch.allclose(found, ancestral + row_wise(s, level, x_t, exact), atol=1e-8)
 
@@ -425,15 +425,18 @@ def test_every_sampler_is_selected_by_its_name() -> None:
 
 @pytest.mark.parametrize("noise_std", [0.01, 0.05])
 @pytest.mark.parametrize("lines", [(0, 7, 8, 14), (7, 8)], ids=["R = 4", "R = 8"])
-@pytest.mark.parametrize(("steps", "low", "high"), [(50, 0.9, 1.1), (200, 0.95, 1.05)])
-@pytest.mark.parametrize("error", ["local", "white"])
+@pytest.mark.parametrize(
+    ("error", "steps", "low", "high"),
+    [("local", 50, 0.9, 1.1), ("local", 200, 0.95, 1.05), ("white", 50, 0.88, 1.1), ("white", 200, 0.935, 1.05)],
+)
 def test_split_gibbs_has_the_mean_spectrum_and_coverage_of_the_posterior(
-    lines: tuple[int, ...], noise_std: float, steps: int, low: float, high: float, error: str
+    lines: tuple[int, ...], noise_std: float, error: str, steps: int, low: float, high: float
 ) -> None:
-    s = PosteriorScene.make(16, noise_std, lines=lines)
+    """With one error for all pixels the samples are a percent narrower than with an error for each."""
+    s = PosteriorScene.make(16, noise_std, lines=lines, truths=4)
     found = s.scores(s.run(make_sampler("split_gibbs", steps=steps, error=error), 48)[0])
     assert found["nrmse"] < 1.03 and low < found["variance"] < high
     # The widest axes, those that nothing measured, are the last to fill.
     along = [found[f"spectrum_{i}"] for i in range(1, 5)]
-    assert all((0.86 if steps == 50 else 0.92) < ratio < 1.08 for ratio in along)
-    assert 0.88 < found["coverage90"] < 0.94
+    assert all(low - 0.04 < ratio < 1.08 for ratio in along)
+    assert 0.875 < found["coverage90"] < 0.91

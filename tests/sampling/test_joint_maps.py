@@ -217,8 +217,14 @@ def test_slices_share_a_batch_and_do_not_depend_on_it(
 def test_both_data_steps_give_the_same_maps(
     estimate: Callable[..., Measurement], world: tuple[Measurement, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They draw from the same streams, and differ by where conjugate gradients stop."""
+    """They draw from the same streams, and differ by where conjugate gradients stop.
+
+    The fit of the maps is solved to the end here: its residual oscillates, and where it stops early a difference of
+    1e-8 in the image is two iterations more or less, 3 % of the fit (nearly all where the image is dark).
+    """
     m, image, _ = world
+    monkeypatch.setattr(joint_maps, "_MAP_ITERATIONS", 300)
+    monkeypatch.setattr(joint_maps, "_MAP_RTOL", 1e-9)
     floor, made = torch.tensor([NOISE], dtype=torch.float64), []
     original = joint_maps.make_data_step
     monkeypatch.setattr(joint_maps, "make_data_step", lambda *a, **k: made.append(original(*a, **k)) or made[-1])
@@ -228,7 +234,7 @@ def test_both_data_steps_give_the_same_maps(
         maps.append(estimate(denoiser(image), in_double(m), floor, settings).coil_maps)
         assert {step.name for step in made} == {method}
         made.clear()
-    assert agreement(maps[0], maps[1], image) > 0.9995
+    assert agreement(maps[0], maps[1], image) > 0.99999
     assert not torch.equal(maps[0], maps[1])
 
 
