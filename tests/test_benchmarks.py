@@ -61,7 +61,8 @@ def test_the_plan_of_the_priors_benchmark() -> None:
     names = [run.name for run in runs]
     assert len(set(names)) == len(names)
     at_four = {run.objective for run in runs if (run.acceleration, run.noise_std) == (4, 0.01)}
-    assert at_four == {"ambient", "em", "supervised", "ambient_published", "ssdu", "ssdu_weighted", "wavelet_edm"}
+    comparators = {"supervised", "ambient_published", "ssdu", "ssdu_weighted", "wavelet_edm", "wavelet_em"}
+    assert at_four == {"ambient", "em", *comparators}
     for other in (2, 6, 8):
         found = {run.objective for run in runs if run.acceleration == other}
         assert found == {"ambient", "em", "ambient_published", "ssdu_weighted"}
@@ -78,6 +79,7 @@ def test_every_chain_of_the_priors_benchmark_sees_the_same_number_of_images() ->
     for budget in benchmark.BUDGETS.values():
         assert budget.em_first_steps + budget.em_rounds * budget.em_steps == budget.steps
         assert 0.35 < budget.em_first_steps / budget.steps < 0.5
+        assert 0 <= budget.steps - (budget.em_rounds + 1) * budget.steps_of("wavelet_em") <= budget.em_rounds
     assert "em.min_improvement=null" in next(r for r in benchmark.plan(budget) if r.objective == "em").overrides
 
 

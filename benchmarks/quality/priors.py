@@ -57,6 +57,8 @@ from ambient_mri.training.setup import build
 from ambient_mri.training.sources import ScanSet
 
 BENCHMARK = "priors"
+# Objectives whose run folder holds rounds.
+ROUNDS = ("em", "wavelet_em", "wavelet_edm")
 
 
 def train(run: Run, budget: Budget, out: Path) -> bool:
@@ -67,18 +69,17 @@ def train(run: Run, budget: Budget, out: Path) -> bool:
     em = run.objective == "em"
     if em and not train(first_run(run), budget, out):
         return False
-    steps = budget.em_steps if em else budget.em_first_steps if run.objective == "em_first" else budget.steps
     overrides = [
         *data_overrides(budget, run.acceleration, run.noise_std, out),
         *run.overrides,
         *(f"network={budget.network}", f"network.channels={budget.channels}"),
         f"network.multipliers={budget.multipliers}",
         *("loader.val_items=32", *budget.optimiser),
-        *arguments_of(batch_size=budget.batch_size, trainer=budget.trainer, steps=steps),
+        *arguments_of(batch_size=budget.batch_size, trainer=budget.trainer, steps=budget.steps_of(run.objective)),
     ]
     if em:
         overrides.append(f"init={out / 'runs' / first_run(run).name}")
-    if run.objective in ("em", "wavelet_edm"):
+    if run.objective in ROUNDS:
         overrides += [f"em.assess.slices={min(16, budget.slices)}", f"em.assess.samples={min(4, budget.samples)}"]
         overrides += [f"em.assess.val_volumes={min(8, budget.slices)}"]
     return train_once(folder, overrides)
@@ -188,7 +189,7 @@ class Evaluation(TrainedEvaluation[Budget]):
     def _images_seen(self, run: Run) -> None:
         """The number of training images of the chain, from the cards of its priors."""
         folders = [self.out / "runs" / run.name]
-        if run.objective in ("em", "wavelet_edm"):
+        if run.objective in ROUNDS:
             folders = sorted(folders[0].glob("round_*/"))
         if run.objective == "em":
             folders.append(self.out / "runs" / first_run(run).name)

@@ -78,6 +78,15 @@ class Budget:
         """Steps of the ambient run that EM begins with: what the M-steps leave."""
         return max(1, self.steps - self.em_rounds * self.em_steps)
 
+    def steps_of(self, objective: str) -> int:
+        """Steps of one training: the whole chain, or its share where a chain has several."""
+        shares = {
+            "em": self.em_steps,
+            "em_first": self.em_first_steps,
+            "wavelet_em": self.steps // (self.em_rounds + 1),
+        }
+        return shares.get(objective, self.steps)
+
 
 BUDGETS = {
     "rehearsal": Budget(32, 8, 10, 2, 2, 2, 1e-3, 2, 2, 1, 2, 2, 3, 4, 3, "cpu", (4,), "phantoms"),
@@ -110,14 +119,17 @@ class Run:
 def plan(budget: Budget) -> list[Run]:
     """Every training, in an order in which each finds what it begins with."""
     # All rounds are run, whatever the stop rule says: the chains are to be equally long.
-    em = ("objective=em", f"em.rounds={budget.em_rounds}", f"em.steps={budget.e_steps}", "em.min_improvement=null")
+    rounds = ("objective=em", f"em.steps={budget.e_steps}", "em.min_improvement=null")
+    em = (*rounds, f"em.rounds={budget.em_rounds}")
     wavelet = ("objective=wavelet_edm",)
+    # The round of L1-wavelet images in place of the ambient run.
+    wavelet_em = (*rounds, f"em.rounds={budget.em_rounds + 1}", "em.first=l1_wavelet")
     simple = {
         name: (f"objective={name}",) for name in ("ambient", "ambient_published", "ssdu", "ssdu_weighted", "supervised")
     }
     runs = [Run("ambient", 4, 0.01, simple["ambient"]), Run("em", 4, 0.01, em)]
     runs += [Run(n, 4, 0.01, simple[n]) for n in ("supervised", "ambient_published", "ssdu_weighted", "ssdu")]
-    runs += [Run("wavelet_edm", 4, 0.01, wavelet)]
+    runs += [Run("wavelet_edm", 4, 0.01, wavelet), Run("wavelet_em", 4, 0.01, wavelet_em)]
     for acceleration in (2, 6, 8):
         runs += [Run("ambient", acceleration, 0.01, simple["ambient"]), Run("em", acceleration, 0.01, em)]
         runs += [Run(n, acceleration, 0.01, simple[n]) for n in ("ambient_published", "ssdu_weighted")]

@@ -24,7 +24,16 @@ __all__ = ["differences", "figures", "save_pictures", "tables"]
 # Objectives of the table of training R x inference R, and what they are sampled with.
 MATRIX = {"em": "split_gibbs/mean", "ambient_published": "adps/mean", "supervised": "split_gibbs/mean"}
 # What EM is compared with, case by case.
-RIVALS = ("supervised", "ambient", "ambient_published", "ssdu_weighted", "ssdu", "wavelet_edm", "l1_wavelet")
+RIVALS = (
+    "supervised",
+    "ambient",
+    "ambient_published",
+    "ssdu_weighted",
+    "ssdu",
+    "wavelet_edm",
+    "wavelet_em",
+    "l1_wavelet",
+)
 
 
 def tables(path: Path) -> str:
