@@ -4,7 +4,8 @@
 
 Simulated multi-coil k-space of magnitude images of heads (subjects are split; phantoms where there is no data folder,
 and the records say so). Each objective trains the same network on the same scans, and sees the same number of training
-images over its whole chain: EM spends two fifths of them on an ambient run of its own and the rest on its M-steps.
+images over its whole chain: EM spends two fifths of them on an ambient run of its own and the rest on its M-steps;
+``wavelet_em`` begins with L1-wavelet images in place of an ambient run, in rounds of equal length.
 Every training is ``python -m ambient_mri.train`` in a process of its own. All are scored on held-out subjects at
 R = 2, 4, 6, 8; A-DPS is tuned on other held-out subjects, with their references. What is finished is never done again:
 the same command goes on after an interruption, inside a training as well. OUT/priors.json alone is enough to go on with

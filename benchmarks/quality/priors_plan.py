@@ -80,11 +80,8 @@ class Budget:
 
     def steps_of(self, objective: str) -> int:
         """Steps of one training: the whole chain, or its share where a chain has several."""
-        shares = {
-            "em": self.em_steps,
-            "em_first": self.em_first_steps,
-            "wavelet_em": self.steps // (self.em_rounds + 1),
-        }
+        equal = self.steps // (self.em_rounds + 1)
+        shares = {"em": self.em_steps, "em_first": self.em_first_steps, "wavelet_em": equal}
         return shares.get(objective, self.steps)
 
 
