@@ -265,9 +265,8 @@ class Evaluation:
             "ci95": None,
         }
         values = {name: getattr(metrics, name)(truth, image) for name in _SCORES}
-        residual = np.concatenate([content["residual"] for content in contents])
-        known = residual[np.isfinite(residual)]  # not of a slice without signal, or a scan without noise
-        values["chi2_residual"] = float(known.mean()) if len(known) else None
+        residual = metrics.mean_of_known(np.concatenate([content["residual"] for content in contents]))
+        values["chi2_residual"] = residual if np.isfinite(residual) else None
         return [{**shared, "metric": name, "value": value} for name, value in values.items()]
 
     def _settings(self) -> dict[str, Any]:

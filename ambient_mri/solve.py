@@ -33,7 +33,7 @@ from ambient_mri._checks import PriorError, check_option, check_positive, requir
 from ambient_mri.denoiser import Denoiser
 from ambient_mri.operators import LinearOperator
 from ambient_mri.prior import Prior
-from ambient_mri.reconstruct.result import ReconstructionWarning
+from ambient_mri.reconstruct.result import MISFIT, ReconstructionWarning
 from ambient_mri.sampling import Sampler, make_sampler
 from ambient_mri.sampling.automatic import given_steps, with_automatic_steps
 from ambient_mri.sampling.batching import rows_per_batch
@@ -54,8 +54,9 @@ __all__ = ["Solution", "solve"]
 
 # As many as this are kept without being asked for.
 _KEPT = 8
-# Real images this much stronger than the prior's are in other units.
-_TOO_STRONG = 10
+# Images this much stronger than the prior's are in other units, and so are complex ones this much weaker: a mask that
+# leaves a hundredth of an image makes its best guess a tenth as strong.
+_TOO_STRONG, _TOO_WEAK = 10, 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,14 +137,16 @@ def _check_channels(y: Tensor, operator: LinearOperator, prior: Prior) -> None:
     )
 
 
-def _check_range(y: Tensor, operator: LinearOperator, sd: float, noise_std: Tensor) -> None:
-    """Warn where real images do not look like images in [-1, 1]: far too strong, or nowhere negative.
+def _other_units(y: Tensor, operator: LinearOperator, sd: float, noise_std: Tensor) -> str:
+    """What tells that images are in other units than the prior's, and the fix; empty where nothing does.
+
+    Far too strong, complex ones far too weak, or real ones nowhere negative.
 
     Noise makes some of [0, 1] negative: where there is little of it, four of its standard deviations are allowed for.
     """
     image = operator.adjoint(y)
     if image.is_complex():
-        return
+        return _other_strength(y, operator, sd, noise_std)
     again = operator.forward(image)
     best = float((again * y).sum(dtype=torch.float64)) / max(_energy(again), 1e-30)
     rms = best * (_energy(image) / image.numel()) ** 0.5
@@ -152,12 +155,23 @@ def _check_range(y: Tensor, operator: LinearOperator, sd: float, noise_std: Tens
         fix = f"they are about {rms / sd:.0f} times as strong as those. For grey levels, y / 127.5 - 1"
     elif bool((image >= -_noise_of(y, operator, noise_std, most=sd / 8) * 4).all()) and bool((image > 0).any()):
         fix = "none of them is negative. If they lie in [0, 1], 2 y - 1"
-    if fix:
-        warnings.warn(
-            f"the prior's images lie in [-1, 1]; going by A^H y, {fix}, and noise_std likewise (or say scale=).",
-            ReconstructionWarning,
-            stacklevel=3,
-        )
+    if not fix:
+        return ""
+    return f"the prior's images lie in [-1, 1]; going by A^H y, {fix}, and noise_std likewise (or say scale=)."
+
+
+def _other_strength(y: Tensor, operator: LinearOperator, sd: float, noise_std: Tensor) -> str:
+    """Likewise, of complex images."""
+    if _energy(y) <= 2 * _noise_energy(y, noise_std):  # says little of the image
+        return ""
+    ratio = _strength(y, operator, noise_std) / sd
+    if 1 / _TOO_WEAK < ratio < _TOO_STRONG:
+        return ""
+    how = f"{ratio:.3g} times as strong as" if ratio > 1 else f"{1 / max(ratio, 1e-30):.3g} times weaker than"
+    return (
+        f"going by A^H y, the images are about {how} those of the prior: pass scale='auto', or scale= (units of y per "
+        "unit of the prior)."
+    )
 
 
 def _noise_of(y: Tensor, operator: LinearOperator, noise_std: Tensor, *, most: float) -> float:
@@ -190,16 +204,26 @@ def _matched_scale(y: Tensor, operator: LinearOperator, sd: float, noise_std: Te
         "scale='auto' is for priors of complex images; real images have a range of their own, [-1, 1]: give the scale "
         "of y, 1 where its images have that range.",
     )
-    noise = 2 * _energy((y != 0) * per_row(noise_std, y))
     require(
-        _energy(y) > noise,
+        _energy(y) > _noise_energy(y, noise_std),
         "y holds no more energy than its noise_std explains, so that its scale cannot be found: check noise_std, or "
         "give the scale.",
     )
+    return _strength(y, operator, noise_std) / sd
+
+
+def _strength(y: Tensor, operator: LinearOperator, noise_std: Tensor) -> float:
+    """Rms per real part of the best multiple of A^H y (complex), what noise adds taken off (module docstring)."""
+    back = operator.adjoint(y)
     again = operator.forward(back)
-    best = float((again.conj() * y).real.sum(dtype=torch.float64)) / _energy(again)
+    best = float((again.conj() * y).real.sum(dtype=torch.float64)) / max(_energy(again), 1e-300)
     rms = best * (_energy(back) / (2 * back.numel())) ** 0.5
-    return rms * (1 - noise / _energy(y)) ** 0.5 / sd
+    return rms * (1 - _noise_energy(y, noise_std) / _energy(y)) ** 0.5
+
+
+def _noise_energy(y: Tensor, noise_std: Tensor) -> float:
+    """Expected energy of the noise in y, where it was measured (what is exactly zero was not)."""
+    return 2 * _energy((y != 0) * per_row(noise_std, y))
 
 
 def _energy(x: Tensor) -> float:
@@ -246,7 +270,8 @@ def solve(
         progress: Show a progress bar, in a terminal.
 
     Warns:
-        ReconstructionWarning: If real images do not look like images in [-1, 1].
+        ReconstructionWarning: If images are in other units than the prior's, as far as A^H y tells, or the solutions do
+            not fit the data.
 
     Raises:
         PriorError: If there is no such prior, or the sampler or this function is not valid for its kind.
@@ -272,8 +297,9 @@ def solve(
     levels = torch.as_tensor(noise_std, dtype=torch.float32, device=where).expand(len(y))
     unit = _matched_scale(y, operator, model.sd, levels) if scale == "auto" else _checked_scale(scale)
     y, levels = y / unit, levels / unit
-    if loaded.architecture:
-        _check_range(y, operator, model.sd, levels)
+    doubt = _other_units(y, operator, model.sd, levels) if loaded.architecture else ""
+    if doubt:
+        warnings.warn(doubt, ReconstructionWarning, stacklevel=2)
     if steps == "auto":
         method = with_automatic_steps(method, model, float(levels.median()))
     shape = (int(y.shape[-2]), int(y.shape[-1]))
@@ -300,4 +326,12 @@ def solve(
     settings = {**describe_draw(loaded, method, count, seed, where), "operator": repr(operator), "run": drawn.status}
     std = None if drawn.std is None else drawn.std * (unit * recalibration_factor(settings))
     kept = None if drawn.samples is None else drawn.samples * unit
-    return Solution(drawn.mean * unit, std, kept, drawn.residual.mean(dim=1), settings | {"scale": unit})
+    residual = drawn.residual.mean(dim=1)
+    if not doubt and (worst := float(residual.nan_to_num(0.0).max())) > MISFIT:
+        warnings.warn(
+            f"the solutions do not fit the data: chi^2 of the residual is {worst:.3g}, where 1 is expected. Check "
+            "noise_std, the operator and the scale of y, or take more steps.",
+            ReconstructionWarning,
+            stacklevel=2,
+        )
+    return Solution(drawn.mean * unit, std, kept, residual, settings | {"scale": unit})

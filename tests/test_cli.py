@@ -121,7 +121,7 @@ def test_the_command_line_imports_no_torch_by_itself(name: str) -> None:
         (["reconstruct", "{scan}", "--prior", "{prior}", "--out", "x.gif"], r"x\.gif: the ending must be one of \.h5"),
         (["reconstruct", "{scan}", "--prior", "{prior}", "--out", "no/x.h5"], "the folder no does not exist"),
         (["reconstruct", "{scan}", "--prior", "{prior}", "--report", "r.pdf"], r"r\.pdf: the ending must be"),
-        (["reconstruct", "{scan}", "--prior", "{prior}", "--device", "gpu"], "--device gpu cannot be used"),
+        (["reconstruct", "{scan}", "--prior", "{prior}", "--device", "gpu"], "device gpu cannot be used"),
         (["reconstruct", "{scan}", "--prior", "{prior}", "--mask", "{masks}"], "no array 'mask'; it holds R2, other"),
         (["reconstruct", "{scan}", "--prior", "{prior}", "--mask", "{masks}:R2:5"], "there is no entry 5"),
         (["reconstruct", "{scan}", "--prior", "{prior}", "--mask", "{masks}:other"], "dataset 'mask' has shape|mask"),
@@ -288,6 +288,18 @@ def test_evaluate_and_info_of_a_reconstruction(
     capsys.readouterr()
     assert run("info", tmp_path / "r.h5") == 0
     assert re.search(r"prior +tiny", capsys.readouterr().out)
+
+
+def test_train_says_what_it_does(tmp_path: Path) -> None:
+    """In a process of its own: pytest captures the log of this one."""
+    small = ["data.size=16", "data.train_volumes=2", "data.val_volumes=1", "data.slices=1", "network=unet_light"]
+    small += ["corruption.law.acceleration=2", "corruption.law.acs_lines=4", f"data.cache={tmp_path / 'cache'}"]
+    small += ["trainer.max_steps=1", "loader.batch_size=2", "loader.val_items=1", "model.precision=fp32"]
+    command = [sys.executable, "-m", "ambient_mri.cli", "train", "data=phantom", *small, f"run_dir={tmp_path / 'run'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = done.stdout + done.stderr
+    assert "learnable:" in said and f"prior: {tmp_path / 'run' / 'prior'}" in said and "litlogger" not in said
 
 
 def test_train_hands_its_overrides_to_hydra(monkeypatch: pytest.MonkeyPatch) -> None:

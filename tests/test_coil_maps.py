@@ -419,8 +419,8 @@ class TestEstimateCoilMaps:
         assert [s.acs.num_lines for s in together.sources if s.acs] == [5, 14, 1, 5]
         assert together.acs is not None and together.acs.num_lines == 1
         assert [text.split(":")[0] for text in together.warnings] == [
-            "coil maps come from 5 ACS lines (24 are usual)",
-            "coil maps come from 14 ACS lines (24 are usual)",
+            "coil maps come from 5 ACS lines (16 are enough)",
+            "coil maps come from 14 ACS lines (16 are enough)",
             "only 1 ACS line (ESPIRiT needs 2)",
         ]
         assert together.eigenvalue is not None and not bool(together.eigenvalue[2].any())

@@ -23,6 +23,15 @@ def test_any_size_in_same_size_out(shape: tuple[int, int], fold: int) -> None:
     assert out.shape == (2, 2, *shape)
 
 
+@pytest.mark.parametrize("shape", [(16, 2), (2, 16), (3, 3)])
+def test_no_level_is_one_pixel_wide(shape: tuple[int, int]) -> None:
+    """Where oneDNN's bfloat16 convolution reads beyond the rows (networks/skeleton.py)."""
+    net, seen = network(), list[tuple[int, ...]]()
+    net.middle.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-2:]))
+    assert net(torch.randn(1, 4, *shape), torch.rand(1), torch.rand(1, 6)).shape[-2:] == shape
+    assert min(seen[0]) >= 2
+
+
 def test_an_untrained_network_gives_zero() -> None:
     net = UNet(4, 2, channels=8, multipliers=(1, 2))
     assert float(net(torch.randn(1, 4, 8, 8), torch.rand(1)).detach().abs().max()) == 0

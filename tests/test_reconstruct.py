@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import ambient_mri
-from ambient_mri import Reconstruction, reconstruct, solve
+from ambient_mri import Reconstruction, metrics, reconstruct, solve
 from ambient_mri._checks import AmbientMRIError, DataError, PriorError
 from ambient_mri.coil_maps import estimate_coil_maps
 from ambient_mri.measurement import Measurement
@@ -243,6 +243,29 @@ def test_a_file_is_read_reconstructed_cropped_and_saved(tmp_path: Path) -> None:
     assert "2 samples of split_gibbs" in repr(found)
 
 
+def test_the_image_may_be_smaller_than_k_space_along_both_axes(tmp_path: Path) -> None:
+    """As in fastMRI's knees: oversampled along the readout, padded along the other axis."""
+    kspace, _, _, _ = scan(height=64, width=40, slices=1, mask=lines(40, 16, 2))
+    found = run(write_file(tmp_path / "scan.h5", kspace, recon=(32, 32)), samples=2)
+    assert found.magnitude.shape == (1, 32, 32)
+    for written in (*found.save(tmp_path / "out.png"), found.report(tmp_path / "out.html")):
+        assert written.stat().st_size > 5000
+    big = Prior(PRIOR, "clean", {}, {"image_shape": [32, 32]}, name="big")
+    assert not any("pixels" in text for text in run(tmp_path / "scan.h5", prior=big).settings["warnings"])
+
+
+@pytest.mark.filterwarnings("ignore:.*nothing but zeros", "ignore:.*zero everywhere")
+def test_slices_and_coils_without_signal_are_told_and_leave_the_residual_alone() -> None:
+    kspace, _, _, _ = scan(slices=2, coils=4)
+    kspace[1] = 0
+    kspace[:, 2] = 0
+    found = run(kspace, noise_std=NOISE)
+    assert np.isnan(found.residual[1]) and metrics.mean_of_known(found.residual) == found.residual[0] > 0
+    told = " ".join(found.settings["warnings"])
+    assert "slices [1] hold nothing but zeros" in told and "coils [2] are zero everywhere" in told
+    assert np.isnan(metrics.mean_of_known(found.residual[1:]))
+
+
 def test_a_mask_undersamples_a_file(tmp_path: Path) -> None:
     full, _, _, _ = scan(mask=torch.ones(1, 1, 1, 36, dtype=torch.bool))
     kspace, _, maps, mask = full, None, scan()[2], lines(36, 16, 2)
@@ -320,6 +343,8 @@ def test_maps_or_a_noise_level_that_the_calibration_lines_contradict_are_told() 
         run(kspace, coil_maps=maps.flip(0), noise_std=None)
     with pytest.warns(ReconstructionWarning, match=r"contradict noise_std \(given; its units\?\); leave it out"):
         run(kspace, noise_std=NOISE / 50)
+    with pytest.warns(ReconstructionWarning, match=r"noise_std \(given\) is 0, but the calibration lines are not free"):
+        run(kspace, noise_std=0)
 
 
 def test_a_noise_level_that_the_calibration_lines_contradict_is_told() -> None:
@@ -397,6 +422,12 @@ MAPS = torch.ones(8, 32, 36, dtype=torch.complex64)
         ({"samples": 0}, AmbientMRIError, "samples must be at least 1"),
         ({"batch_size": 0}, AmbientMRIError, "batch_size must be at least 1"),
         ({"batch_size": "all"}, AmbientMRIError, "batch_size must be one of 'auto'"),
+        ({"slices": "0:2"}, DataError, r"slices must be a number, numbers or slice\(first, end\); got '0:2'"),
+        ({"slices": slice(5, 6)}, DataError, "the selection 5:6 picks none of the 1 slices"),
+        ({"prior": None}, PriorError, "prior must be a name, a prior folder, a Prior or a Denoiser; got NoneType"),
+        ({"noise_std": "a"}, AmbientMRIError, "noise_std must be a number; got 'a'"),
+        ({"device": "nowhere"}, AmbientMRIError, "device nowhere cannot be used"),
+        ({"sampler": "one_step"}, AmbientMRIError, "one_step has one step, whatever the prior; got steps=8"),
         ({"slices": [3]}, DataError, "slice 3 does not exist|slice .3. does not exist"),
     ],
 )  # fmt: skip

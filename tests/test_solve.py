@@ -14,7 +14,7 @@ from ambient_mri import solve
 from ambient_mri._checks import AmbientMRIError, PriorError
 from ambient_mri.masks import centre_mask
 from ambient_mri.operators import Fourier2d, Identity, LinearOperator, Mask
-from ambient_mri.prior import Prior, build_model
+from ambient_mri.prior import Prior, build_model, load_prior
 from ambient_mri.reconstruct import ReconstructionWarning
 from ambient_mri.sampling import SAMPLERS
 from ambient_mri.sampling.draw import RunningMoments
@@ -113,6 +113,7 @@ def test_what_a_solution_says_of_its_spread_is_recalibrated_as_that_of_a_reconst
         run(keep_samples=False).principal_components()
 
 
+@pytest.mark.filterwarnings("ignore:the solutions do not fit")
 @pytest.mark.parametrize("name", sorted(n for n, c in SAMPLERS.items() if "clean" in c.accepts))
 def test_every_clean_sampler_is_selected_by_name(name: str) -> None:
     found = run(sampler=name, steps=12, samples=2)
@@ -138,6 +139,7 @@ def test_the_public_function() -> None:
         run(samples=0)
 
 
+@pytest.mark.filterwarnings("ignore:the solutions do not fit")
 def test_arrays_are_taken_and_other_data_than_the_priors_are_one_clear_line() -> None:
     y = complex_randn((1, 1, 16, 16), generator=keyed_generator("arrays"))
     everywhere = Mask(torch.ones(1, 1, 16, 16, dtype=torch.bool))
@@ -239,3 +241,18 @@ def test_pictures_in_other_units_or_another_order_are_told() -> None:
         solve(y, Mask(torch.ones(1, 1, 6, 6, dtype=torch.bool)), prior, **options)
     with pytest.warns(ReconstructionWarning, match=r"about 1\d\d times as strong as those. For grey levels, y / 127"):
         solve(127.5 * y, Mask(torch.ones(1, 1, 8, 8, dtype=torch.bool)), prior, **options)
+
+
+def test_complex_images_in_other_units_and_solutions_that_do_not_fit_are_told() -> None:
+    prior = load_prior("brain128")
+    mask = Mask(torch.rand(1, 1, 32, 32, generator=keyed_generator("kept")) < 0.5)
+    y = mask(prior.model.sd * complex_randn((1, 1, 32, 32), generator=keyed_generator("complex")))
+    options: dict[str, Any] = {"samples": 1, "steps": 2, "sampler": "dds"}
+    for factor, found in ((30, r"about \d\d[.\d]* times as strong as"), (0.01, r"about \d\d[.\d]* times weaker than")):
+        with pytest.warns(ReconstructionWarning, match=f"{found} those of the prior: pass scale='auto'"):
+            solve(factor * y, mask, prior, noise_std=0.02 * factor, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            solve(factor * y, mask, prior, noise_std=0.05 * factor, scale="auto", **options)
+    with pytest.warns(ReconstructionWarning, match=r"do not fit the data: chi\^2 of the residual is .* more steps"):
+        run(sampler="dps", steps=12, samples=2)  # in so few steps it does not get to the data

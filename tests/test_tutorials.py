@@ -143,7 +143,7 @@ def test_your_own_kspace(fresh: Path, capsys: pytest.CaptureFixture[str]) -> Non
     lines = first_column("your_own_kspace", "## 3. Look")
     assert len(lines) > 5 and all(name in told.printed for name in lines)
     said = " ".join(told.warned) + capsys.readouterr().err
-    for text in ("coil maps come from 12 ACS lines (24 are usual)", "dataset 'ismrmrd_header' is missing"):
+    for text in ("coil maps come from 12 ACS lines (16 are enough)", "dataset 'ismrmrd_header' is missing"):
         assert text in said and text in (DOCS / "your_own_kspace.md").read_text()
     assert len(list(fresh.glob("recon.*"))) == 3 and len(list(fresh.glob("again.*"))) == 4
     error = told.names["rec"].magnitude[0] - told.names["reference"]

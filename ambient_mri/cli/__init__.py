@@ -44,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     with warnings.catch_warnings():
         _show_warnings_as_lines()
-        log_to_stderr(logging.DEBUG if debug else logging.WARNING)
         try:
-            if arguments[:1] == ["train"]:
+            if arguments[:1] == ["train"]:  # its log is Hydra's
                 return _train([a for a in arguments[1:] if a != "--debug"])
+            log_to_stderr(logging.DEBUG if debug else logging.WARNING)
             options = make_parser().parse_args(arguments)
             return options.run(options)
         except KeyboardInterrupt:

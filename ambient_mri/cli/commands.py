@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ambient_mri._checks import AmbientMRIError, DataError, require
 from ambient_mri.cli.files import check_writable, load_array
-from ambient_mri.cli.terminal import log_to_stderr, one_line, show_facts
+from ambient_mri.cli.terminal import log_to_stderr, show_facts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -146,6 +146,8 @@ def _coil_maps(argument: str | None) -> np.ndarray | str | None:
 
 
 def _facts(result: Reconstruction, written: Sequence[Path]) -> dict[str, object]:
+    from ambient_mri import metrics
+
     settings, slices, samples = result.settings, len(result.mean), result.num_samples
     height, width = result.recon_shape
     sampler = settings["sampler"]
@@ -155,17 +157,14 @@ def _facts(result: Reconstruction, written: Sequence[Path]) -> dict[str, object]
         "coil maps": settings["coil_maps"],
         "noise": f"{float(result.noise_std.mean()):.4g} per real part, raw units ({settings['noise_source']})",
         "sampler": f"{sampler['sampler']}, {sampler['steps']} noise levels, {samples} samples a slice",
-        "chi² of the residual": f"{float(result.residual.mean()):.2f} (near 1 for honest samples)",
+        "chi² of the residual": f"{metrics.mean_of_known(result.residual):.2f} (near 1 for honest samples)",
         "time": f"{settings['seconds']:.1f} s on {settings['device']}",
         "written": "\n".join(map(str, written)),
     }
 
 
 def check_device(name: str) -> None:
-    """Raise unless tensors can be put on the device of a name, or it is ``"auto"``."""
-    import torch
+    """Raise unless tensors can be put on the device of a name, or it is ``"auto"``: before a scan is read."""
+    from ambient_mri.sampling.draw import choose_device
 
-    try:
-        torch.zeros(1, device="cpu" if name == "auto" else name)
-    except (RuntimeError, AssertionError) as error:  # a name that is none; a build without this device
-        raise AmbientMRIError(f"--device {name} cannot be used: {one_line(error)}") from error
+    choose_device(name)

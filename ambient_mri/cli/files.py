@@ -56,10 +56,15 @@ def check_writable(path: Path, endings: Sequence[str]) -> None:
 
     Raises:
         DataError: If the ending is not one of ``endings``, or the folder does not exist.
+        AmbientMRIError: If what writes such a file is not installed.
     """
     known = path.name.lower().endswith(tuple(endings))
     require(known, f"{path}: the ending must be one of {', '.join(endings)}.", DataError)
     require(path.parent.is_dir(), f"{path}: the folder {path.parent} does not exist. Make it first.", DataError)
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        from ambient_mri.data.writers.reconstruction import require_nibabel
+
+        require_nibabel(path)
 
 
 def _split(source: str) -> tuple[str, str, int | None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from ambient_mri.prior import Prior, load_prior, shipped_priors
@@ -126,6 +125,7 @@ def _is_reconstruction(path: Path) -> bool:
 
 
 def _reconstruction_facts(path: Path) -> Facts:
+    from ambient_mri import metrics
     from ambient_mri.data.writers import read_reconstruction
 
     content = read_reconstruction(path)
@@ -135,7 +135,7 @@ def _reconstruction_facts(path: Path) -> Facts:
         "holds": ", ".join(name for name in content if name != "settings"),
     }
     if "residual" in content:
-        found["chi² of the residual"] = f"{float(np.mean(content['residual'])):.2f}"
+        found["chi² of the residual"] = f"{metrics.mean_of_known(content['residual']):.2f}"
     wanted = ("source", "prior", "prior_kind", "samples", "seed", "acceleration", "coil_maps", "seconds")
     return found | {name.replace("_", " "): settings[name] for name in wanted if name in settings}
 

@@ -239,8 +239,8 @@ def _quality_notes(acs: AcsRegion | None) -> tuple[str, ...]:
         )
     if acs.num_lines < _FEW_ACS_LINES and acs.num_lines < min(acs.image_shape):
         return (
-            f"coil maps come from {acs.num_lines} ACS lines (24 are usual): expect them to be the largest error of the "
-            "reconstruction.",
+            f"coil maps come from {acs.num_lines} ACS lines (16 are enough): expect them to be the largest error of "
+            "the reconstruction.",
         )
     return ()
 

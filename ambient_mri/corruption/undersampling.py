@@ -98,7 +98,7 @@ def check_learnable(
             smallest >= threshold or rim > 0,
             f"E[A^H A | A_tilde] has the eigenvalue {smallest:.1e}: given what a further mask keeps, the law "
             "determines which lines were sampled, and the coils do not fill in the rest. Use randomly placed lines, "
-            "more coils, or a lower acceleration.",
+            f"more coils, or a lower acceleration.{_few_masks(corruption.law)}",
         )
     return Learnability(smallest, holes, rim, corruption.law.exact)
 
@@ -109,7 +109,8 @@ def _few_masks(law: SamplingLaw) -> str:
         return ""
     return (
         f" The law was estimated from {len(masks)} masks: with so few, lines are missed by chance; add scans, or name "
-        "the law that they were drawn from (corruption=random_lines, ...)."
+        "the law that they were drawn from, such as corruption=random_lines corruption.law.acceleration=4 "
+        "corruption.law.acs_lines=12."
     )
 
 

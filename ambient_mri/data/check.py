@@ -201,7 +201,7 @@ def _problems(raw: RawScan, found: KspaceCheck) -> list[str]:
             "the zero frequency is not sampled: no calibration lines, coil maps will be poor; pass coil_maps"
         )
     elif few:
-        problems.append(f"{min(found.acs)} calibration lines (24 are usual): coil maps will be the largest error")
+        problems.append(f"{min(found.acs)} calibration lines (16 are enough): coil maps will be the largest error")
     problems += [text.rstrip(".") for text in noise_warnings(found.noise_source, raw.num_coils)]
     if found.snr is not None and found.snr < 3:
         problems.append(

@@ -92,13 +92,17 @@ def select_slices(slices: SliceSelection, count: int, where: object) -> tuple[in
     """
     if slices is None:
         slices = slice(None)
+    said: object = slices
     if isinstance(slices, slice):
         picked = list(range(*slices.indices(count)))
+        said = ":".join("" if end is None else str(end) for end in (slices.start, slices.stop))
     else:
+        fix = f"slices must be a number, numbers or slice(first, end); got {slices!r}."
+        require(not isinstance(slices, str), fix, DataError)
         picked = [int(i) for i in ([slices] if isinstance(slices, int | np.integer) else slices)]
     outside = [i for i in picked if not -count <= i < count]
     require(not outside, f"{where}: slice {outside[:1]} does not exist; there are {count} slices (from 0).", DataError)
-    require(bool(picked), f"{where}: the selection {slices} picks none of the {count} slices.", DataError)
+    require(bool(picked), f"{where}: the selection {said} picks none of the {count} slices.", DataError)
     return tuple(i % count for i in picked)
 
 

@@ -23,7 +23,7 @@ from ambient_mri.metrics.features import frechet_distance, kernel_distance
 from ambient_mri.metrics.images import SSIM_WINDOW as SSIM_WINDOW
 from ambient_mri.metrics.images import fit_scale, nmse, nrmse, psnr, ssim
 from ambient_mri.metrics.samples import MINIMUM_COVERAGE_SAMPLES as MINIMUM_COVERAGE_SAMPLES
-from ambient_mri.metrics.samples import chi2_residual, coverage, std_error_correlation, variance_ratio
+from ambient_mri.metrics.samples import chi2_residual, coverage, mean_of_known, std_error_correlation, variance_ratio
 
 __all__ = [
     "DEFINITIONS",
@@ -37,6 +37,7 @@ __all__ = [
     "psnr",
     "ssim",
     "std_error_correlation",
+    "mean_of_known",
     "variance_ratio",
 ]
 

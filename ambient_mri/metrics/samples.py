@@ -9,7 +9,14 @@ import numpy as np
 from ambient_mri._checks import require
 from ambient_mri.metrics._arrays import ArrayLike, as_array, sample_pair, select
 
-__all__ = ["MINIMUM_COVERAGE_SAMPLES", "chi2_residual", "coverage", "std_error_correlation", "variance_ratio"]
+__all__ = [
+    "MINIMUM_COVERAGE_SAMPLES",
+    "chi2_residual",
+    "coverage",
+    "mean_of_known",
+    "std_error_correlation",
+    "variance_ratio",
+]
 
 MINIMUM_COVERAGE_SAMPLES = 32
 _RANK_BLOCK = 16384  # pixels at a time, to bound memory
@@ -146,3 +153,11 @@ def chi2_residual(residual: ArrayLike, noise_std: float | ArrayLike, mask: Array
     std = std.reshape(-1, *[1] * (r.ndim - 1)) if std.ndim else std
     parts = 2 if np.iscomplexobj(r) else 1
     return float(np.mean(select(np.abs(r / std) ** 2 / parts, mask)))
+
+
+def mean_of_known(values: ArrayLike) -> float:
+    """Mean of the finite ones: the residual of a slice without signal, or of a scan without noise, is NaN; NaN if all
+    are.
+    """
+    found = np.asarray(values, dtype=np.float64)
+    return float(found[np.isfinite(found)].mean()) if np.isfinite(found).any() else float("nan")

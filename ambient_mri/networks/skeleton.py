@@ -3,8 +3,9 @@
     fold -> stem -> levels down, each with its skip connections -> middle -> levels up -> norm -> head -> unfold
 
 The first stage folds pixels into channels (space-to-depth), each further level halves the resolution. Any H and W, odd
-too: padded with zeros to a multiple of the total stride and cropped again. A scalar and a vector of conditions enter
-every residual block as one embedding.
+too: padded with zeros to a multiple of the total stride and cropped again, to twice the stride at least: oneDNN 3.12
+reads beyond the rows of a bfloat16 convolution that leaves one pixel of two, and returns NaN where NaN happens to lie
+there. A scalar and a vector of conditions enter every residual block as one embedding.
 """
 
 from __future__ import annotations
@@ -130,7 +131,8 @@ class UNetSkeleton(nn.Module):
             (b, out_channels, H, W).
         """
         height, width = x.shape[-2:]
-        x = self._arranged(functional.pad(x, (0, -width % self.stride, 0, -height % self.stride)))
+        lower, right = (max(-n % self.stride, 2 * self.stride - n) for n in (height, width))
+        x = self._arranged(functional.pad(x, (0, right, 0, lower)))
         embedding = self._embed(noise, condition)
         h = self.stem(functional.pixel_unshuffle(x, self.fold) if self.fold > 1 else x)
         skips = [h]

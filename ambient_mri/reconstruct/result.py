@@ -10,9 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from ambient_mri import metrics
 from ambient_mri.uncertainty import Spread, kept_samples, recalibration_factor
 
-__all__ = ["Reconstruction", "ReconstructionWarning"]
+__all__ = ["MISFIT", "Reconstruction", "ReconstructionWarning"]
+
+# Chi^2 of the residual above which a user is told.
+MISFIT = 4.0
 
 
 class ReconstructionWarning(UserWarning):
@@ -29,8 +33,9 @@ class Reconstruction:
             where it has one for the sampler (``settings["recalibration"]``); None for a single sample.
         samples: (slices, samples, H, W) complex64, or None where they were not kept.
         residual: (slices,) chi^2 = ||y - A x||^2 / (m level^2), mean over the samples; near 1 for honest samples, NaN
-            where the level is 0. It is the effective one, ``settings["effective_noise_std_scaled"]``: the noise, and
-            what errors of the coil maps leave of the calibration lines.
+            where the level is 0 or the slice is empty. The level is the effective one,
+            ``settings["effective_noise_std_scaled"]``: the noise, and what errors of the coil maps leave of the
+            calibration lines.
         zero_filled: (slices, H, W) complex64, A^H y.
         mask: (slices or 1, 1, H or 1, W or 1) bool.
         phase: (slices, H, W) radians: the low-resolution phase that was moved into the coil maps, so that the prior did
@@ -171,7 +176,7 @@ class Reconstruction:
         with tempfile.TemporaryDirectory() as folder:
             figure = self.figure(Path(folder) / "figure.png").read_bytes()
         settings = {k: v for k, v in self.settings.items() if k != "warnings"}
-        residual, noted = float(np.mean(self.residual)), self.settings.get("warnings", ())
+        residual, noted = metrics.mean_of_known(self.residual), self.settings.get("warnings", ())
         return write_html(path, self.name, reconstruction_sections(figure, settings, residual=residual, warnings=noted))
 
     @property

@@ -28,7 +28,7 @@ from ambient_mri.denoiser import ConditionalDenoiser, Denoiser
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators import sense
 from ambient_mri.prior import Prior
-from ambient_mri.reconstruct.result import Reconstruction, ReconstructionWarning
+from ambient_mri.reconstruct.result import MISFIT, Reconstruction, ReconstructionWarning
 from ambient_mri.reconstruct.volume import ArrayLike, Chunk, Volume, read_raw
 from ambient_mri.sampling import Sampler, ambient_denoiser, make_sampler
 from ambient_mri.sampling.automatic import given_steps, with_automatic_steps
@@ -52,10 +52,10 @@ if TYPE_CHECKING:
 
 __all__ = ["reconstruct", "reconstruct_volume"]
 
-# Chi^2 of the residual above which a user is told.
-_MISFIT = 4.0
 # Effective noise over that of the scan from which maps, or a noise level, that were given cannot be right.
 _LOUD = 4.0
+# Effective noise, in units of the prior, above which a scan that is said to have none has some.
+_SILENT = 1e-3
 # Chi^2 of the calibration lines below which a noise_std is too high.
 _QUIET = 0.5
 
@@ -184,7 +184,7 @@ def reconstruct_volume(
     rows = rows_per_batch(batch_size, raw.shape, raw.num_coils, device)
     batch = _slices_per_batch(rows, count, raw.shape)
     results: dict[str, list[np.ndarray]] = {}
-    noted = _size_warning(prior, raw.shape) + _nothing_missing(raw) + volume.warnings()
+    noted = _size_warning(prior, raw) + _nothing_missing(raw) + volume.warnings()
     status, sources = dict[str, Any](), list[MapSource]()
     with progress_bar(progress, len(volume) * count * method.steps) as bar:
         drawing = _Drawing(prior.model, method, count, rows, seed, keep_samples, bar)
@@ -235,7 +235,7 @@ def _nothing_missing(raw: RawScan) -> list[str]:
 def _misfit(residual: np.ndarray) -> list[str]:
     """A note where the images do not explain the data: what was read is hardly what the scanner measured."""
     worst = float(residual.max(initial=0.0, where=np.isfinite(residual)))
-    if worst <= _MISFIT:
+    if worst <= MISFIT:
         return []
     return [
         f"the images do not fit the data: chi^2 of the residual is {worst:.3g}, where 1 is expected. Check that this "
@@ -260,6 +260,11 @@ def _too_little_noise(results: dict[str, list[np.ndarray]], source: str, given_m
     noise, found = np.concatenate(results["noise_std_scaled"]), np.concatenate(results.pop("calibration_noise_std"))
     ratio = float(np.median(found[noise > 0] / noise[noise > 0])) if (noise > 0).any() else 0.0
     told = source in ("given", "from the file")
+    if told and not (noise > 0).any() and float(np.median(found)) > _SILENT:
+        return [
+            f"noise_std ({source}) is 0, but the calibration lines are not free of noise, or not explained by the coil "
+            "maps: leave it out, and it is estimated."
+        ]
     if ratio < _LOUD or not (given_maps or told):
         return []
     culprits = ["coil_maps (coils in another order, flipped, conjugated, of another scan)"] if given_maps else []
@@ -384,10 +389,12 @@ def _slices_per_batch(rows: int, samples: int, shape: tuple[int, int]) -> int:
     return max(1, min(rows // samples, EXACT_MEMORY // table))
 
 
-def _size_warning(prior: Prior, shape: tuple[int, int]) -> list[str]:
+def _size_warning(prior: Prior, raw: RawScan) -> list[str]:
+    """A note where the pixels are hardly those that the prior knows; oversampled readout is no finer."""
     trained = prior.metadata.get("image_shape")
     if not trained:
         return []
+    shape = raw.recon_shape
     ratio = shape[0] * shape[1] / (trained[0] * trained[1])
     if 0.5 <= ratio <= 2:
         return []

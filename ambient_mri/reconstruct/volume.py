@@ -160,6 +160,7 @@ class Volume:
             scale = measured_scale(raw.kspace, raw.mask)
         check_positive("scale", scale)
         if noise_std is not None:
+            require(not isinstance(noise_std, str), f"noise_std must be a number; got {noise_std!r}.")
             values, source = torch.as_tensor(noise_std, dtype=torch.float32).reshape(-1), "given"
             require(
                 len(values) in (1, len(raw)),
@@ -233,19 +234,25 @@ class Volume:
         return tuple(source_of_estimate(row, self.raw.shape, method) for row in rows)
 
     def restored(self, name: str, values: np.ndarray) -> np.ndarray:
-        """``values`` (slices with signal, ...) as those of all slices: zero in the others, noise levels excepted."""
+        """``values`` (slices with signal, ...) as those of all slices: zero in the others, NaN where it is a residual,
+        and the level of the scan where it is one of noise.
+        """
         if len(self) == len(self.raw):
             return values
         result = np.zeros((len(self.raw), *values.shape[1:]), values.dtype)
+        if name == "residual":
+            result[:] = np.nan
         if "noise_std" in name:
             result[:] = self.noise_std.numpy() * (1.0 if name.endswith("scaled") else self.scale)
         result[list(self.held)] = values
         return result
 
     def warnings(self) -> list[str]:
-        """What a user should know of slices without signal, and of a noise level that is none."""
+        """What a user should know of slices and coils without signal, and of a noise level that is none."""
         empty = [index for i, index in enumerate(self.raw.slice_indices) if i not in self.held]
         noted = [f"slices {empty} hold nothing but zeros: so do their reconstruction and its std."] if empty else []
+        silent = np.flatnonzero(~self.raw.kspace.any(axis=(0, 2, 3))).tolist()
+        noted += [f"coils {silent} are zero everywhere: they tell nothing."] if silent else []
         return noted + noise_warnings(self.noise_source, self.raw.num_coils)
 
     def settings(self) -> dict[str, Any]:

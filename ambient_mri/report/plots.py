@@ -85,7 +85,8 @@ def reconstruction_figure(
         reference: Reference image, in the units of the panels. Panels are neither rescaled nor shifted to fit it.
         std: Standard deviation of the last panel's magnitude, same units.
         errors: Whether to draw the row of errors.
-        mask: Sampled locations, bool, (H, W) or broadcastable, zero frequency in the middle.
+        mask: Sampled locations, bool, (H, W) or one line for all, zero frequency in the middle; drawn at its own size
+            where k-space is larger than the image, as with readout oversampling.
         acceleration: R of the scan, said above the mask; counted over the whole mask when None, which is too much where
             some of the matrix is zero padding that no scanner would have measured.
         title: A line above the figure: the case, the acceleration, "simulated" where it is.
@@ -344,9 +345,9 @@ def _mask(mask: ImageLike, shape: tuple[int, ...]) -> np.ndarray:
     array = np.asarray(mask.detach().cpu().numpy() if isinstance(mask, Tensor) else mask).astype(bool)
     while array.ndim > 2 and array.shape[0] == 1:
         array = array[0]
-    fits = array.ndim <= 2 and all(a in (1, s) for a, s in zip(array.shape[::-1], shape[::-1], strict=False))
-    require(fits, f"mask {array.shape} does not broadcast to the images {shape}.")
-    return np.broadcast_to(array, shape)
+    require(array.ndim <= 2, f"mask must be that of one slice, (H, W) or one line; got shape {array.shape}.")
+    array = np.atleast_2d(array)
+    return np.broadcast_to(array, [n if n > 1 else m for n, m in zip(array.shape, shape, strict=True)])
 
 
 def _window(images: Sequence[np.ndarray]) -> tuple[float, float]:

@@ -211,14 +211,23 @@ def as_prior(prior: PriorLike, device: torch.device) -> Prior:
         )
         kind = "clean" if isinstance(prior, Denoiser) else prior.kind
         return Prior(prior.to(device).eval(), kind, {}, name=type(prior).__name__)
+    what = f"prior must be a name, a prior folder, a Prior or a Denoiser; got {type(prior).__name__}."
+    require(isinstance(prior, str | os.PathLike | Prior), what, PriorError)
     return load_prior(os.fspath(prior) if isinstance(prior, os.PathLike) else prior, device=device)
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """The device; "auto" takes a GPU where there is one."""
+    """The device; "auto" takes a GPU where there is one.
+
+    Raises:
+        AmbientMRIError: If nothing can be put on it.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    try:
+        return torch.zeros(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # a name that is none; a build without this device
+        raise AmbientMRIError(f"device {device!s} cannot be used: {' '.join(str(error).split())}") from error
 
 
 def sample_count(method: Sampler, samples: int) -> int:

@@ -29,6 +29,7 @@ class OneStep(Sampler):
     """One-step reconstruction (module docstring).
 
     Args:
+        steps: 1.
         options: ``data_step`` and ``cg_iterations`` of :class:`Sampler`.
     """
 
@@ -40,7 +41,8 @@ class OneStep(Sampler):
     )
     stochastic: ClassVar[bool] = False
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, steps: int = 1, **options: Any) -> None:
+        require(steps == 1, f"{self.name} has one step, whatever the prior; got steps={steps}. Leave it out.")
         super().__init__(1, **options)
 
     def ladder(self, denoiser: Denoiser, noise_std: float) -> Tensor:

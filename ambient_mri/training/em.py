@@ -207,6 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="first noise level in units of the prior's sd (10 by default); at most 2: start from the SENSE image",
     )
     parser.add_argument(
+        "--final", default="sample", help="last step of split_gibbs: sample, or mean, without its noise"
+    )
+    parser.add_argument(
         "--part", default="0/1", help="i/n, i from 0 to n - 1: every n-th volume from the i-th on, to share the work"
     )
     parser.add_argument("--batch-size", type=int, default=8)
@@ -241,7 +244,9 @@ def _by_prior(options: argparse.Namespace, files: Sequence[Path]) -> list[Path]:
     prior = load_prior(options.prior, device=options.device)
     name = options.sampler or ("split_gibbs" if prior.kind == "clean" else "one_step")
     start = None if options.start_sd is None else options.start_sd * prior.model.sd
-    sampler = make_sampler(name) if name == "one_step" else make_sampler(name, steps=options.steps, sigma_max=start)
+    chosen = {"final": options.final} if name == "split_gibbs" else {}
+    ladder = {} if name == "one_step" else {"steps": options.steps, "sigma_max": start, **chosen}
+    sampler = make_sampler(name, **ladder)
     return expectation(
         prior,
         files,

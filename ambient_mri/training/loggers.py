@@ -55,7 +55,8 @@ class MetricsFile(Logger):
         """Add a row, or complete the last one if it is of the same step."""
         number = 0 if step is None else int(step)
         if self._rows is None:
-            self._rows = [row for row in read_metrics(self.path) if row["step"] < number]
+            kept = [row for row in read_metrics(self.path) if row["step"] < number]
+            self._rows = [{**row, "step": int(row["step"])} for row in kept]
             for row in self._rows:
                 self._columns.extend(k for k in row if k not in self._columns)
         values = {k: float(v) for k, v in metrics.items() if k != "epoch"}

@@ -4,6 +4,11 @@ r"""Expectation-maximisation, round after round: ``python -m ambient_mri.train o
                 M-step   p_k: the EDM denoising objective on these images, from the weights of p_(k-1)
                 assess   round_k.json, round_k.png        reference-free quantities on held-out scans
 
+A sample carries what the present prior takes for image, the noise that it learned with the scans included, and a round
+removes that slowly: of white noise of the variance c s^2 that the data show with variance s^2, the next prior keeps
+(c^2 + c (1 + c)) / (1 + c)^2. ``em.final=mean`` leaves out the noise of the last, lowest level of every sample, about
+half that of the scan, and what the scans cannot tell from it.
+
 With exact steps E log q(y) never decreases; with approximate ones it is watched: the rounds end when the prior's
 prediction of held-out data (k-space lines, pixels) no longer improves, and the prior that predicts best is the result.
 
@@ -34,7 +39,7 @@ from ambient_mri._checks import AmbientMRIError, check_option, require
 from ambient_mri.data.datasets import ImageDataset
 from ambient_mri.prior import Prior, load_prior
 from ambient_mri.report.plots import sample_sheet
-from ambient_mri.sampling import make_sampler
+from ambient_mri.sampling import SplitGibbs, make_sampler
 from ambient_mri.sampling.base import Sampler
 from ambient_mri.sampling.local_error import WithLocalError
 from ambient_mri.training.assess import Assessment, Settings, assess
@@ -118,9 +123,8 @@ def stop_reason(held_out_errors: Sequence[float], min_improvement: float | None)
     before, now = held_out_errors[-2:]
     if now < before * (1 - min_improvement):
         return ""
-    return (
-        f"the error on held-out data went from {before:.4f} to {now:.4f}, which is no improvement by more than "
-        f"{min_improvement:g} of it"
+    return f"the error on held-out data went from {before:.4f} to {now:.4f}, which is no improvement" + (
+        f" by more than {min_improvement:g} of it" if min_improvement else ""
     )
 
 
@@ -171,7 +175,7 @@ def _e_step(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior | None, i
         step = by_method(cfg.em.first, files, images, batch_size=batch_size)
         card: dict[str, Any] = {"method": cfg.em.first}
     else:
-        sampler = _sampler(cfg, prior)
+        sampler = _sampler(cfg, prior, cfg.em.final)
         if isinstance(scans, ScanSet):
             step = by_prior(prior, sampler, seed, files, images, batch_size=batch_size)
         else:
@@ -181,6 +185,8 @@ def _e_step(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior | None, i
         card["weights"] = _digest(prior)
         if isinstance(sampler, WithLocalError):
             card["error"] = sampler.error
+        if isinstance(sampler, SplitGibbs) and sampler.final != "sample":
+            card["final"] = sampler.final
     if is_first():
         claim(images, card)
         own = draw_of(scans.manifest)
@@ -192,12 +198,12 @@ def _e_step(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior | None, i
     share(step, build(settings))
 
 
-def _sampler(cfg: DictConfig, prior: Prior) -> Sampler:
+def _sampler(cfg: DictConfig, prior: Prior, final: str = "sample") -> Sampler:
     """One step for an ambient network, else split Gibbs: samples, never means, or the variance would collapse."""
     if prior.kind != "clean":
         return make_sampler("one_step")
     start = None if cfg.em.start_sd is None else cfg.em.start_sd * prior.model.sd
-    return make_sampler("split_gibbs", steps=cfg.em.steps, sigma_max=start)
+    return make_sampler("split_gibbs", steps=cfg.em.steps, sigma_max=start, final=final)
 
 
 def _m_step(cfg: DictConfig, folder: Path, previous: str | Path | None, prior: Prior | None, number: int) -> DictConfig:

@@ -295,8 +295,9 @@ def check_law(corruption: Undersampling, scans: ScanSet, measured: ScanDataset) 
         always = corruption.law.always(scan.image_shape)
         require(
             bool((scan.mask | ~always).all()),
-            f"scan {scan.key[0]} does not sample lines that {law} always samples: it follows another law. Choose that, "
-            "or corruption=observed.",
+            f"scan {scan.key[0]} does not sample lines that {', '.join(f'{k}={v}' for k, v in law.items())} always "
+            "samples: it follows another law. Name it (corruption=..., corruption.law.acceleration=, "
+            "corruption.law.acs_lines=), or corruption=observed, which estimates it from many scans.",
         )
     _check_masks_differ(list(masks.values()), law)
     result = check_learnable(corruption, measured[0])

@@ -412,7 +412,7 @@ def test_reading_a_scan_leaves_the_reference_unread(tmp_path: Path) -> None:
 
 def test_test_file_has_no_reference(tmp_path: Path) -> None:
     path = undersampled(knee(), random_lines(37)).write(tmp_path / "test.h5")
-    with pytest.raises(DataError, match=r"'reconstruction_esc' is missing.*Only fully sampled files"):
+    with pytest.raises(DataError, match=r"'reconstruction_rss' is missing.*may hold its image, \(slices, H, W\)"):
         read_reference(path)
 
 

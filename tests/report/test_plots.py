@@ -119,8 +119,8 @@ def test_errors(image: np.ndarray, tmp_path: Path) -> None:
         reconstruction_figure({"x": image}, path, reference=image[:, :79])
     with pytest.raises(AmbientMRIError, match=r"x must be one image .*got shape \(2, 64, 80\)"):
         reconstruction_figure({"x": np.stack([image, image])}, path)
-    with pytest.raises(AmbientMRIError, match=r"mask \(79,\) does not broadcast"):
-        reconstruction_figure({"x": image}, path, mask=np.ones(79, dtype=bool))
+    with pytest.raises(AmbientMRIError, match=r"mask must be that of one slice.*got shape \(2, 64, 80\)"):
+        reconstruction_figure({"x": image}, path, mask=np.ones((2, 64, 80), dtype=bool))
     with pytest.raises(AmbientMRIError, match="at least one image"):
         sample_sheet([], path)
     with pytest.raises(AmbientMRIError, match="images of one shape"):

@@ -72,6 +72,18 @@ def test_the_second_round_reconstructs_under_the_first_rounds_prior(straight: Pa
     assert all(not np.allclose(first[k], second[k], rtol=1e-2) for k in first)
 
 
+def test_samples_without_their_last_noise(scan_folder: Path, straight: Path, tmp_path: Path) -> None:
+    first = straight / "round_1" / "prior"
+    rounds(scan_folder, tmp_path, f"init={first}", "em.rounds=1", "em.final=mean")
+    made_by = json.loads((tmp_path / "round_1" / "reconstructions" / "made_by.json").read_text())
+    assert made_by["final"] == "mean" and made_by["method"] == "split_gibbs"
+    noisy, quiet = images(straight / "round_2"), images(tmp_path / "round_1")
+    # The same streams: what differs is the noise of the last level.
+    assert all(0 < np.linalg.norm(quiet[k] - noisy[k]) < 0.3 * np.linalg.norm(noisy[k]) for k in noisy)
+    with pytest.raises(AmbientMRIError, match="final must be one of 'sample', 'mean'"):
+        rounds(scan_folder, tmp_path / "other", f"init={first}", "em.rounds=1", "em.final=median")
+
+
 KILLED = """
 import os, signal
 from ambient_mri.training import estep

@@ -115,6 +115,7 @@ def _split(part: np.ndarray) -> tuple[str, ...]:
             found.append(
                 f"the object lies at both ends of the {name}, around an empty middle: k-space that alternates in sign "
                 f"does that, as the FFT of an image leaves it whose middle was not at n//2; multiply its {name} by "
-                "(-1) ** numpy.arange(n)"
+                "(-1) ** numpy.arange(n), and look at the image: the other axis may alternate, too, unseen where the "
+                "object fills most of it"
             )
     return tuple(found)

@@ -31,9 +31,10 @@ def read_reference(path: PathLike, slices: SliceSelection = None, *, name: str |
         DataError: If the file has no reference (test files have none), or it is damaged.
     """
     with open_hdf5(path) as handle:
-        if name is None:
-            name = "reconstruction_rss" if "reconstruction_rss" in handle else "reconstruction_esc"
-        dataset = require_dataset(handle, name, path, "Only fully sampled files hold a reference image.")
+        single = "reconstruction_esc" in handle and "reconstruction_rss" not in handle
+        name = name or ("reconstruction_esc" if single else "reconstruction_rss")
+        made = "A fully sampled file may hold its image, (slices, H, W): the root sum of squares over coils."
+        dataset = require_dataset(handle, name, path, made)
         require(
             dataset.ndim == 3 and dataset.dtype.kind in "fiu",
             f"{path}: dataset '{name}' must be real (slices, H, W); got {dataset.dtype} {dataset.shape}.",

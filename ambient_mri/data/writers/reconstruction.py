@@ -163,14 +163,24 @@ def _write_npz(path: Path, arrays: dict[str, np.ndarray], affine: np.ndarray | N
     return path
 
 
-def _write_nifti(path: Path, arrays: dict[str, np.ndarray], affine: np.ndarray | None) -> list[Path]:
-    """Magnitude at ``path``; standard deviation, where there is one, beside it with ``_std`` in its name."""
+def require_nibabel(path: PathLike) -> Any:
+    """The module that writes ``path``.
+
+    Raises:
+        AmbientMRIError: If it is not installed.
+    """
     try:
         import nibabel
     except ImportError as error:
         raise AmbientMRIError(
             f"{path}: NIfTI needs nibabel. Install it with `pip install 'ambient-mri[nifti]'`, or write .h5 or .npz."
         ) from error
+    return nibabel
+
+
+def _write_nifti(path: Path, arrays: dict[str, np.ndarray], affine: np.ndarray | None) -> list[Path]:
+    """Magnitude at ``path``; standard deviation, where there is one, beside it with ``_std`` in its name."""
+    nibabel = require_nibabel(path)
     stem, dot, ending = path.name.partition(".nii")
     written = []
     for name, target in (("reconstruction", path), ("std", path.with_name(f"{stem}_std{dot}{ending}"))):
