@@ -245,7 +245,10 @@ def test_prepare_then_keep(
     scan = read_prepared(out / "one.h5")
     assert len(scan) == 1 and scan.mask.sum() == SIZE // 2
     assert scan.sampling_law == RandomLines(2.0, 8).describe()
-    assert "1 files" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    # What is to be run next holds the law that the weights of the loss follow from.
+    law = "corruption=random_lines corruption.law.acceleration=2 corruption.law.acs_lines=8"
+    assert "1 files" in said and law in said
     assert run("prepare", raw, *options) == 0
     assert re.search(r"there already +1", capsys.readouterr().out)
     (raw / "two.h5").write_bytes(b"no HDF5")

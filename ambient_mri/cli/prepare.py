@@ -24,6 +24,8 @@ _CLASSES = {
     "equispaced": "EquispacedLines",
     "poisson": "PoissonDisc",
 }
+# What those laws are told, in the configuration as here.
+_LAW = ("acceleration", "acs_lines")
 _FASTMRI = ("random", "equispaced", "equispaced_fraction", "magic", "magic_fraction")
 LAWS = (*_CLASSES, *(f"fastmri_{kind}" for kind in _FASTMRI))
 
@@ -153,4 +155,13 @@ def _facts(summaries: Mapping[str, PreparationSummary], folder: Path, law: Sampl
     }
     if failed:
         facts["could not be used"] = "\n".join(reason for _, reason in failed)
-    return {**facts, "next": f"ambient-mri train data=prepared data.root={folder}"}
+    return {**facts, "next": f"ambient-mri train data=prepared data.root={folder} {_corruption_of(law)}".rstrip()}
+
+
+def _corruption_of(law: SamplingLaw | None) -> str:
+    """The overrides that make training weight the scans by their own law; empty for fastMRI's."""
+    if law is None:
+        return "corruption=observed"
+    described = law.describe()
+    names = [name for name, cls in _CLASSES.items() if cls == described["law"]]
+    return f"corruption={names[0]} {' '.join(f'corruption.law.{k}={described[k]:g}' for k in _LAW)}" if names else ""
