@@ -24,7 +24,7 @@ from ambient_mri._checks import PriorError, check_option, require
 from ambient_mri._files import write_atomically
 from ambient_mri.comparators import FeedForward, ProjectedNoiseDenoiser
 from ambient_mri.denoiser import CleanDenoiser, ConditionalDenoiser, Denoiser, ProfileEncoder
-from ambient_mri.networks import ComplexUNet, MagnitudePreservingUNet, UNet
+from ambient_mri.networks import ComplexMagnitudePreservingUNet, ComplexUNet, MagnitudePreservingUNet, UNet
 
 __all__ = ["FORMAT_VERSION", "Prior", "build_model", "load_prior", "read_card"]
 
@@ -32,6 +32,7 @@ FORMAT_VERSION = 1
 KINDS = ("clean", "ambient", "feedforward")
 NETWORKS: dict[str, type[nn.Module]] = {
     "UNet": UNet,
+    "ComplexMagnitudePreservingUNet": ComplexMagnitudePreservingUNet,
     "ComplexUNet": ComplexUNet,
     "MagnitudePreservingUNet": MagnitudePreservingUNet,
 }

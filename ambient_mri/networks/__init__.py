@@ -2,6 +2,7 @@
 
 from ambient_mri.networks.unet import UNet
 from ambient_mri.networks.unet_complex import ComplexUNet
+from ambient_mri.networks.unet_complex_mp import ComplexMagnitudePreservingUNet
 from ambient_mri.networks.unet_mp import MagnitudePreservingUNet
 
-__all__ = ["ComplexUNet", "MagnitudePreservingUNet", "UNet"]
+__all__ = ["ComplexMagnitudePreservingUNet", "ComplexUNet", "MagnitudePreservingUNet", "UNet"]

@@ -24,11 +24,14 @@ from torch.nn import functional
 from ambient_mri.networks.layers import FourierFeatures
 
 __all__ = [
+    "BRANCH",
     "MagnitudeConv2d",
     "MagnitudeEmbedding",
     "MagnitudeLinear",
     "MagnitudeResidualBlock",
+    "UnitNorm",
     "cat_magnitude",
+    "normalize_weights_",
     "silu_magnitude",
     "sum_magnitude",
 ]
@@ -36,12 +39,12 @@ __all__ = [
 # rms of SiLU of a standard normal variable.
 _SILU_GAIN = 0.596
 # Share of a residual branch in its sum.
-_BRANCH = 0.3
+BRANCH = 0.3
 _CLIP = 256.0
 _EPS = 1e-4
 
 
-class _UnitNorm(nn.Module):
+class UnitNorm(nn.Module):
     """Weights of unit norm for each output, times an optional learned gain that starts at ``gain``."""
 
     def __init__(self, shape: tuple[int, ...], gain: float | None) -> None:
@@ -72,7 +75,7 @@ class _UnitNorm(nn.Module):
         self.weight.mul_(math.sqrt(self.weight[0].numel()) / self._norm().clamp_min(_EPS))
 
 
-class MagnitudeConv2d(_UnitNorm):
+class MagnitudeConv2d(UnitNorm):
     """Convolution without bias (module docstring), padding keeps the size.
 
     Args:
@@ -94,7 +97,7 @@ class MagnitudeConv2d(_UnitNorm):
         return functional.conv2d(x, self.unit_weight(scale), stride=self.stride, padding=self.padding)
 
 
-class MagnitudeLinear(_UnitNorm):
+class MagnitudeLinear(UnitNorm):
     """Linear layer without bias (module docstring)."""
 
     def __init__(self, in_features: int, out_features: int, *, gain: float | None = None) -> None:
@@ -142,16 +145,23 @@ class MagnitudeResidualBlock(nn.Module):
         """(b, in_channels, H, W), (b, embedding) -> (b, out_channels, H, W)."""
         if self.skip is None:
             x = _unit_pixels(x)
-        size = math.hypot(1 - _BRANCH, _BRANCH)
+        size = math.hypot(1 - BRANCH, BRANCH)
         # SiLU is silu_magnitude but for a constant, which the convolution after it takes; the sum is sum_magnitude.
         h = self.conv1(functional.silu(x), 1 / _SILU_GAIN)
         h = functional.silu(h * (1 + self.modulation(embedding)[:, :, None, None]).to(h.dtype))
-        h = self.conv2(self.dropout(h), _BRANCH / (size * _SILU_GAIN))
+        h = self.conv2(self.dropout(h), BRANCH / (size * _SILU_GAIN))
         if self.skip is None:
-            h = torch.add(h, x, alpha=(1 - _BRANCH) / size)
+            h = torch.add(h, x, alpha=(1 - BRANCH) / size)
         else:
-            h = h + self.skip(x, (1 - _BRANCH) / size)
+            h = h + self.skip(x, (1 - BRANCH) / size)
         return functional.hardtanh(h, -_CLIP, _CLIP)
+
+
+def normalize_weights_(network: nn.Module) -> None:
+    """Put all weights of unit norm in ``network`` back on their spheres."""
+    for module in network.modules():
+        if isinstance(module, UnitNorm):
+            module.normalize_()
 
 
 def silu_magnitude(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from ambient_mri._checks import require
 from ambient_mri.networks.complex_layers import ComplexConv2d, ComplexResidualBlock, NormModReLU, cat_complex
 from ambient_mri.networks.skeleton import UNetSkeleton
 
-__all__ = ["ComplexUNet"]
+__all__ = ["ComplexUNet", "SubPixelUpsample"]
 
 
 class ComplexUNet(UNetSkeleton):
@@ -73,7 +73,7 @@ class ComplexUNet(UNetSkeleton):
         return ComplexConv2d(in_channels, out_channels, 3, stride=2)
 
     def _upsample(self, in_channels: int, out_channels: int) -> nn.Module:
-        return _Upsample(in_channels, out_channels)
+        return SubPixelUpsample(ComplexConv2d(in_channels, out_channels * 4, 1))
 
     def _normalization(self, channels: int) -> nn.Module:
         return NormModReLU(channels)
@@ -89,11 +89,14 @@ class ComplexUNet(UNetSkeleton):
         return torch.cat([*halves[::2], *halves[1::2]], dim=1)
 
 
-class _Upsample(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+class SubPixelUpsample(nn.Module):
+    """Twice the resolution by a convolution to four times the channels."""
+
+    def __init__(self, conv: nn.Module) -> None:
         super().__init__()
-        self.conv = ComplexConv2d(in_channels, out_channels * 4, 1)
+        self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, c, H, W) -> (b, c', 2H, 2W)."""
         # Real parts come first before and after: the shuffle takes four neighbouring channels to one.
         return functional.pixel_shuffle(self.conv(x), 2)

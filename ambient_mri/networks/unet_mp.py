@@ -22,6 +22,7 @@ from ambient_mri.networks.magnitude_layers import (
     MagnitudeLinear,
     MagnitudeResidualBlock,
     cat_magnitude,
+    normalize_weights_,
     silu_magnitude,
     sum_magnitude,
 )
@@ -72,9 +73,7 @@ class MagnitudePreservingUNet(UNetSkeleton):
         Gradients are orthogonal to the weights, which therefore grow with every step, and turn ever more slowly at the
         same learning rate. Called before every step of a training, the rate alone decides how far they turn.
         """
-        for module in self.modules():
-            if isinstance(module, MagnitudeConv2d | MagnitudeLinear):
-                module.normalize_()
+        normalize_weights_(self)
 
     def _noise_embedding(self, dim: int) -> nn.Module:
         return MagnitudeEmbedding(dim)

@@ -47,7 +47,12 @@ from ambient_mri.training.setup import build
 from ambient_mri.training.sources import ScanSet
 
 # Learning rate and Adam's beta_2.
-OPTIMISERS = {"unet": (4e-3, 0.95), "unet_complex": (4e-3, 0.95), "unet_mp": (4e-2, 0.95)}
+OPTIMISERS = {
+    "unet": (4e-3, 0.95),
+    "unet_complex": (4e-3, 0.95),
+    "unet_mp": (4e-2, 0.95),
+    "unet_complex_mp": (4e-2, 0.95),
+}
 NETWORKS = tuple(OPTIMISERS)
 ACCELERATIONS = (4, 8)
 NOISE_STD = 0.01
@@ -55,7 +60,7 @@ NOISE_STD = 0.01
 
 def network_overrides(network: str, budget: Budget) -> list[str]:
     """The network at the width of the budget: a complex channel counts for two."""
-    channels = budget.channels // 2 if network == "unet_complex" else budget.channels
+    channels = budget.channels // 2 if "complex" in network else budget.channels
     return [f"network={network}", f"network.channels={channels}", f"network.multipliers={budget.multipliers}"]
 
 
