@@ -1,4 +1,4 @@
-"""The complex, magnitude-preserving U-Net: a phase passes through, magnitudes stay, weights count by direction alone."""
+"""The complex, magnitude-preserving U-Net: a phase passes through, magnitudes stay, directions alone are learned."""
 
 from __future__ import annotations
 
