@@ -76,6 +76,14 @@ def priors_tables(_: ResultFile) -> str:
     return found.partition("\n### ")[0]
 
 
+def networks_tables(_: ResultFile) -> str:
+    """Networks at equal arithmetic."""
+    sys.path.insert(0, str(ROOT / "benchmarks" / "quality"))
+    from networks import tables
+
+    return tables(RESULTS / "networks.json")
+
+
 BLOCKS: dict[str, tuple[str, Callable[[ResultFile], str], tuple[str, ...]]] = {
     "results": ("reconstruct.json", standard_table, ("benchmarks/README.md",)),
     "summary": ("reconstruct.json", summary_table, ("README.md",)),
@@ -88,9 +96,10 @@ BLOCKS: dict[str, tuple[str, Callable[[ResultFile], str], tuple[str, ...]]] = {
     "cost": ("cost.json", cost_tables, ("benchmarks/README.md",)),
     "images": ("images.json", images_tables, ("benchmarks/README.md",)),
     "priors": ("priors.json", priors_tables, ("benchmarks/README.md",)),
+    "networks": ("networks.json", networks_tables, ("benchmarks/README.md",)),
 }
 # Written where a page has room for them.
-OPTIONAL = ("full", "native", "selection", "robustness", "cost", "images", "priors")
+OPTIONAL = ("full", "native", "selection", "robustness", "cost", "images", "priors", "networks")
 
 
 def rendered(text: str, name: str, content: str) -> str:

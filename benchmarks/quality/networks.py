@@ -1,9 +1,9 @@
-"""The real U-Net beside the complex and the magnitude-preserving one: the same arithmetic, data and objective.
+"""Real and complex U-Nets, with group norm and magnitude-preserving: the same arithmetic, data and objective.
 
     AMBIENT_MRI_DATA=/path/to/data python benchmarks/quality/networks.py --budget cpu --out runs/networks
 
 Each network trains the supervised denoising objective in a process of its own (``python -m ambient_mri.train``), at the
-sizes of ``priors.py``; the complex one has half the channels, each of them complex. Learning rates are those that
+sizes of ``priors.py``; complex ones have half the channels, each of them complex. Learning rates are those that
 ``learning_rate.py`` found. On held-out subjects: the rms
 denoising error at every noise level, and PSNR of reconstructions (DDS) at R = 4 and 8. A finished part is never done
 again.
@@ -12,7 +12,7 @@ again.
     --steps N                           of every training, in place of the budget's
 
 Results: OUT/networks.json (records), OUT/networks.md (tables). Also measured: the seconds of a forward and backward
-pass, both networks in turns in one process.
+pass, all networks in turns in one process.
 """
 
 from __future__ import annotations
@@ -152,12 +152,18 @@ def size_of(prior: Prior, budget: Budget) -> dict[str, float]:
 
 def tables(path: Path) -> str:
     """The records as Markdown."""
-    rows = read_records(path).rows
-    pick = lambda case: [r for r in rows if r["case"] == case]  # noqa: E731
+    result = read_records(path)
+    pick = lambda case: [r for r in result.rows if r["case"] == case]  # noqa: E731
+    said = {"seconds": f"Wall-clock time: {result.settings['seconds']}, the networks in turns."}
+    sizes = [
+        f"| {name} | {size['parameters'] / 1e6:.2f} M | {size['gflop']:.3f} |"
+        for name, size in result.settings["networks"].items()
+    ]
     parts = [
+        "\n".join(["| network | parameters | GFLOP a forward |", "| --- | ---: | ---: |", *sizes]) + "\n",
         markdown_table(pick("denoising"), index=("network",), columns="sigma", metric="denoising_error"),
         markdown_table(pick("held_out"), index=("network",), columns="acceleration", metric=("psnr", "ssim")),
-        markdown_table(pick("step"), index=("network",), columns="device", metric="seconds"),
+        markdown_table(pick("step"), index=("network",), columns="device", metric="seconds", definitions=said),
     ]
     return "\n\n".join(parts) + "\n"
 
