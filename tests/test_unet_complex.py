@@ -141,7 +141,7 @@ def test_its_cost_is_that_of_the_real_network() -> None:
 
 
 def test_what_is_no_pair_of_parts_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"5 input and 2 output channels\. Use UNet for real images"):
+    with pytest.raises(ValueError, match=r"5 input and 2 output channels\. For real images"):
         ComplexUNet(5, 2)
     with pytest.raises(ValueError, match="condition vector of length 6"):
         network()(torch.randn(1, 4, 8, 8).double(), torch.rand(1).double())

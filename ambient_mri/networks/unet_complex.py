@@ -47,8 +47,8 @@ class ComplexUNet(UNetSkeleton):
     ) -> None:
         require(
             out_channels % 2 == 0 and in_channels % out_channels == 0,
-            f"ComplexUNet takes pairs of real and imaginary parts and nothing else; got {in_channels} input and "
-            f"{out_channels} output channels. Use UNet for real images, or with mask channels.",
+            f"a complex network takes pairs of real and imaginary parts and nothing else; got {in_channels} input and "
+            f"{out_channels} output channels. For real images, or with mask channels: network=unet_mp.",
         )
         self.in_blocks = in_channels // out_channels
         super().__init__(
