@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ambient_mri._checks import check_option
+from ambient_mri.networks.skeleton import UNetSkeleton
 from ambient_mri.tensors import from_channels, per_row, to_channels
 
 __all__ = ["ProfileEncoder", "apply_network", "checked_precision", "computes_in_bf16", "output_scale", "runs_in_bf16"]
@@ -62,8 +63,8 @@ def apply_network(
     parts = [to_channels(u / (level.square() + sd**2).sqrt()), to_channels(x_lin / sd)]
     channels = torch.cat(parts if mask is None else [*parts, mask.to(parts[0].dtype)], dim=1)
     noise = sigma.to(u.device).float().log().expand(len(u)) / 4
-    # Channels last is the fast layout on a GPU, and a slow one for the group norms of a CPU.
-    layout = torch.channels_last if u.is_cuda else torch.contiguous_format
+    last = u.is_cuda or (isinstance(network, UNetSkeleton) and network.prefers_channels_last())
+    layout = torch.channels_last if last else torch.contiguous_format
     channels = channels.float().contiguous(memory_format=layout)
     with torch.autocast(u.device.type, dtype=torch.bfloat16, enabled=runs_in_bf16(precision, u.device)):
         output = network(channels, noise, condition).float()

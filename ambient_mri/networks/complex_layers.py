@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from ambient_mri.networks.layers import group_count
 
-__all__ = ["ComplexConv2d", "ComplexResidualBlock", "NormModReLU", "cat_complex"]
+__all__ = ["ComplexConv2d", "ComplexResidualBlock", "NormModReLU", "cat_complex", "squared_modulus"]
 
 # Threshold of modReLU at the start, in units of the rms: it lets about four fifths of Gaussian values through.
 _THRESHOLD = -0.5
@@ -79,7 +79,7 @@ class NormModReLU(nn.Module):
         """
         batch, channels = len(x), len(self.bias)
         parts = x.unflatten(1, (2, channels))
-        power = parts.square().sum(dim=1)
+        power = squared_modulus(x)
         wide = torch.promote_types(x.dtype, torch.float32)
         energy = power.mean(dim=(2, 3), dtype=wide).reshape(batch, self.groups, -1).mean(dim=2)
         scale = (energy + _EPS).rsqrt().repeat_interleave(channels // self.groups, dim=1)
@@ -112,6 +112,12 @@ class ComplexResidualBlock(nn.Module):
         h = self.conv1(self.norm1(x))
         log_scale, shift = self.modulation(embedding).chunk(2, dim=1)
         return self.skip(x) + self.conv2(self.norm2(h, log_scale, shift))
+
+
+def squared_modulus(x: Tensor) -> Tensor:
+    """|z|^2 of a complex map, (b, 2C, H, W) -> (b, C, H, W)."""
+    real, imag = x.chunk(2, dim=1)
+    return torch.addcmul(real * real, imag, imag)
 
 
 def cat_complex(a: Tensor, b: Tensor) -> Tensor:

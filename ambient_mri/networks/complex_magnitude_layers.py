@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ambient_mri.networks.complex_layers import cat_complex
+from ambient_mri.networks.complex_layers import cat_complex, squared_modulus
 from ambient_mri.networks.magnitude_layers import BRANCH, MagnitudeLinear, UnitNorm
 
 __all__ = ["ComplexMagnitudeConv2d", "ComplexMagnitudeResidualBlock", "ModReLU", "cat_complex_magnitude"]
@@ -78,12 +78,11 @@ class ModReLU(nn.Module):
             scale: s, (b, channels); one when not given.
             shift: Added to the threshold, (b, channels).
         """
-        parts = x.unflatten(1, (2, len(self.threshold)))
         threshold = self.threshold[None] if shift is None else self.threshold + shift
-        inverse = (parts.square().sum(dim=1) + _EPS).rsqrt()
         weight = (math.sqrt(2) * threshold).to(x.dtype)[:, :, None, None]
-        start = 1.0 if scale is None else scale.to(x.dtype)[:, :, None, None]
-        return (parts * functional.relu(inverse * weight + start)[:, None]).flatten(1, 2)
+        start = torch.ones_like(weight) if scale is None else scale.to(x.dtype)[:, :, None, None]
+        factor = torch.addcmul(start, (squared_modulus(x) + _EPS).rsqrt(), weight).relu()
+        return (x.unflatten(1, (2, len(self.threshold))) * factor[:, None]).flatten(1, 2)
 
 
 class ComplexMagnitudeResidualBlock(nn.Module):

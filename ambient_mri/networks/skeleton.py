@@ -91,6 +91,10 @@ class UNetSkeleton(nn.Module):
     def _joined(self, h: Tensor, skip: Tensor) -> Tensor:
         """Features of the way up beside those of a skip connection."""
 
+    def prefers_channels_last(self) -> bool:
+        """Whether that is the faster layout on a CPU, here and now (on a GPU it always is): not for group norms."""
+        return False
+
     def _head(self, in_channels: int, out_channels: int) -> nn.Module:
         """The last layer, whose output is zero before any training."""
         head = self._convolution(in_channels, out_channels)

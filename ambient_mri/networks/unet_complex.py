@@ -63,6 +63,10 @@ class ComplexUNet(UNetSkeleton):
             embedding=8 * channels,
         )
 
+    def prefers_channels_last(self) -> bool:
+        """Without gradients: the convolutions gain more than the activations lose."""
+        return not torch.is_grad_enabled()
+
     def _convolution(self, in_channels: int, out_channels: int) -> nn.Module:
         return ComplexConv2d(in_channels, out_channels, 3)
 
