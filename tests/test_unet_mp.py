@@ -170,3 +170,15 @@ def test_its_configuration_builds_a_prior_of_the_default_networks_size() -> None
         return sum(p.numel() for p in model.parameters())
 
     assert 0.8 < parameters("unet_mp") / parameters("unet_light") < 1.1
+
+
+@pytest.mark.parametrize(("name", "last"), [("unet_mp", True), ("unet_complex_mp", True), ("unet_light", False)])
+def test_the_layout_that_a_network_is_run_in_is_its_faster_one(name: str, last: bool) -> None:
+    settings = dict(compose([f"network={name}", "network.channels=8", "network.multipliers=[1,2]"]).network)
+    model = build_model({"kind": "clean", "network": settings, "sd": 0.5, "precision": "fp32"})
+    assert isinstance(model, CleanDenoiser)
+    seen: list[Tensor] = []
+    model.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(torch.zeros(2, 1, 16, 16, dtype=torch.complex64), torch.tensor([0.2, 0.3]))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last) is last
