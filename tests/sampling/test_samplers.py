@@ -346,8 +346,10 @@ def test_samplers_are_made_by_name() -> None:
     assert make_sampler(instance) is instance
     with pytest.raises(AmbientMRIError, match="Did you mean 'split_gibbs'"):
         make_sampler("split_gibs")
-    with pytest.raises(AmbientMRIError, match="'one_step' does not take these options"):
+    with pytest.raises(AmbientMRIError, match="one_step has one step, whatever the prior; got steps=10"):
         make_sampler("one_step", steps=10)
+    with pytest.raises(AmbientMRIError, match="'one_step' does not take these options"):
+        make_sampler("one_step", churn=1.0)
     with pytest.raises(AmbientMRIError, match="cannot be changed on a Sampler"):
         make_sampler(instance, steps=4)
     with pytest.raises(AmbientMRIError, match="eta must lie between"):
