@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ambient_mri.networks.complex_layers import cat_complex, squared_modulus
-from ambient_mri.networks.magnitude_layers import BRANCH, MagnitudeLinear, UnitNorm
+from ambient_mri.networks.magnitude_layers import BRANCH_WEIGHT, MagnitudeLinear, UnitNorm, balanced, with_main_path
 
 __all__ = ["ComplexMagnitudeConv2d", "ComplexMagnitudeResidualBlock", "ModReLU", "cat_complex_magnitude"]
 
@@ -106,21 +106,15 @@ class ComplexMagnitudeResidualBlock(nn.Module):
         """(b, 2 in_channels, H, W), (b, embedding) real -> (b, 2 out_channels, H, W)."""
         if self.skip is None:
             x = _unit_map(x)
-        size = math.hypot(1 - BRANCH, BRANCH)
         h = self.conv1(self.activation1(x), 1 / _MODRELU_GAIN)
         scale, shift = self.modulation(embedding).chunk(2, dim=1)
-        h = self.conv2(self.activation2(h, 1 + scale, shift), BRANCH / (size * _MODRELU_GAIN))
-        if self.skip is None:
-            return torch.add(h, x, alpha=(1 - BRANCH) / size)
-        return h + self.skip(x, (1 - BRANCH) / size)
+        h = self.conv2(self.activation2(h, 1 + scale, shift), BRANCH_WEIGHT / _MODRELU_GAIN)
+        return with_main_path(h, x, self.skip)
 
 
 def cat_complex_magnitude(a: Tensor, b: Tensor) -> Tensor:
     """The channels of two complex maps side by side, either of the same weight in what follows: the rms stays."""
-    total, (m, n) = a.shape[1] + b.shape[1], (a.shape[1], b.shape[1])
-    if m == n:
-        return cat_complex(a, b)
-    return cat_complex(a * math.sqrt(total / (2 * m)), b * math.sqrt(total / (2 * n)))
+    return cat_complex(*balanced(a, b))
 
 
 def _unit_map(x: Tensor) -> Tensor:

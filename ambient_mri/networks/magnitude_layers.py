@@ -24,22 +24,26 @@ from torch.nn import functional
 from ambient_mri.networks.layers import FourierFeatures
 
 __all__ = [
-    "BRANCH",
+    "BRANCH_WEIGHT",
     "MagnitudeConv2d",
     "MagnitudeEmbedding",
     "MagnitudeLinear",
     "MagnitudeResidualBlock",
     "UnitNorm",
+    "balanced",
     "cat_magnitude",
     "normalize_weights_",
     "silu_magnitude",
     "sum_magnitude",
+    "with_main_path",
 ]
 
 # rms of SiLU of a standard normal variable.
 _SILU_GAIN = 0.596
 # Share of a residual branch in its sum.
-BRANCH = 0.3
+_BRANCH = 0.3
+# Weights of both parts of that sum, which keep the rms of independent parts of equal rms.
+BRANCH_WEIGHT, _MAIN_WEIGHT = (t / math.hypot(1 - _BRANCH, _BRANCH) for t in (_BRANCH, 1 - _BRANCH))
 _CLIP = 256.0
 _EPS = 1e-4
 
@@ -145,15 +149,10 @@ class MagnitudeResidualBlock(nn.Module):
         """(b, in_channels, H, W), (b, embedding) -> (b, out_channels, H, W)."""
         if self.skip is None:
             x = _unit_pixels(x)
-        size = math.hypot(1 - BRANCH, BRANCH)
         # SiLU is silu_magnitude but for a constant, which the convolution after it takes; the sum is sum_magnitude.
         h = self.conv1(functional.silu(x), 1 / _SILU_GAIN)
         h = functional.silu(h * (1 + self.modulation(embedding)[:, :, None, None]).to(h.dtype))
-        h = self.conv2(self.dropout(h), BRANCH / (size * _SILU_GAIN))
-        if self.skip is None:
-            h = torch.add(h, x, alpha=(1 - BRANCH) / size)
-        else:
-            h = h + self.skip(x, (1 - BRANCH) / size)
+        h = with_main_path(self.conv2(self.dropout(h), BRANCH_WEIGHT / _SILU_GAIN), x, self.skip)
         return functional.hardtanh(h, -_CLIP, _CLIP)
 
 
@@ -176,10 +175,18 @@ def sum_magnitude(a: Tensor, b: Tensor, share: float) -> Tensor:
 
 def cat_magnitude(a: Tensor, b: Tensor) -> Tensor:
     """Channels of ``a`` beside those of ``b``, either part of the same weight in what follows: the rms stays."""
+    return torch.cat(balanced(a, b), dim=1)
+
+
+def balanced(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps, scaled so that side by side they have equal weight and the rms of the parts."""
     total, (m, n) = a.shape[1] + b.shape[1], (a.shape[1], b.shape[1])
-    if m == n:
-        return torch.cat([a, b], dim=1)
-    return torch.cat([a * math.sqrt(total / (2 * m)), b * math.sqrt(total / (2 * n))], dim=1)
+    return (a, b) if m == n else (a * math.sqrt(total / (2 * m)), b * math.sqrt(total / (2 * n)))
+
+
+def with_main_path(branch: Tensor, x: Tensor, skip: UnitNorm | None) -> Tensor:
+    """A branch, weighted by ``BRANCH_WEIGHT`` already, and the main path: ``x``, or what ``skip`` makes of it."""
+    return torch.add(branch, x, alpha=_MAIN_WEIGHT) if skip is None else branch + skip(x, _MAIN_WEIGHT)
 
 
 def _unit_pixels(x: Tensor) -> Tensor:
