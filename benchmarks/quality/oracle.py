@@ -60,8 +60,8 @@ DEFINITIONS = {
     "square root of one plus the squared distance of the two means over the exact variance.",
     "variance_ratio": "Summed pixel variance of the samples over that of the exact posterior; by quarters of the exact "
     "posterior's principal axes, the widest first, in the second table.",
-    "coverage90": "Expected share of true values, real and imaginary, in the central 90 % interval of the samples, over "
-    "truths that the data leave possible.",
+    "coverage90": "Expected share of true values, real and imaginary, in the central 90 % interval of the samples, "
+    "over truths that the data leave possible.",
 }
 
 
