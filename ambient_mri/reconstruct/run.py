@@ -261,10 +261,8 @@ def _too_little_noise(results: dict[str, list[np.ndarray]], source: str, given_m
     ratio = float(np.median(found[noise > 0] / noise[noise > 0])) if (noise > 0).any() else 0.0
     told = source in ("given", "from the file")
     if told and not (noise > 0).any() and float(np.median(found)) > _SILENT:
-        return [
-            f"noise_std ({source}) is 0, but the calibration lines are not free of noise, or not explained by the coil "
-            "maps: leave it out, and it is estimated."
-        ]
+        what = "the calibration lines are not free of noise, or not explained by the coil maps"
+        return [f"noise_std ({source}) is 0, but {what}: leave it out, and it is estimated."]
     if ratio < _LOUD or not (given_maps or told):
         return []
     culprits = ["coil_maps (coils in another order, flipped, conjugated, of another scan)"] if given_maps else []
@@ -391,12 +389,8 @@ def _slices_per_batch(rows: int, samples: int, shape: tuple[int, int]) -> int:
 
 def _size_warning(prior: Prior, raw: RawScan) -> list[str]:
     """A note where the pixels are hardly those that the prior knows; oversampled readout is no finer."""
-    trained = prior.metadata.get("image_shape")
-    if not trained:
-        return []
-    shape = raw.recon_shape
-    ratio = shape[0] * shape[1] / (trained[0] * trained[1])
-    if 0.5 <= ratio <= 2:
+    trained, shape = prior.metadata.get("image_shape"), raw.recon_shape
+    if not trained or 0.5 <= shape[0] * shape[1] / (trained[0] * trained[1]) <= 2:
         return []
     return [
         f"this scan has {shape[0]} x {shape[1]} pixels, the prior {prior.name!r} was trained on {trained[0]} x "
