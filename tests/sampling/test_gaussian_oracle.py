@@ -427,16 +427,16 @@ def test_every_sampler_is_selected_by_its_name() -> None:
 @pytest.mark.parametrize("lines", [(0, 7, 8, 14), (7, 8)], ids=["R = 4", "R = 8"])
 @pytest.mark.parametrize(
     ("error", "steps", "low", "high"),
-    [("local", 50, 0.9, 1.1), ("local", 200, 0.95, 1.05), ("white", 50, 0.88, 1.1), ("white", 200, 0.935, 1.05)],
+    [("local", 50, 0.9, 1.1), ("local", 200, 0.95, 1.05), ("white", 50, 0.9, 1.1), ("white", 200, 0.945, 1.05)],
 )
 def test_split_gibbs_has_the_mean_spectrum_and_coverage_of_the_posterior(
     lines: tuple[int, ...], noise_std: float, error: str, steps: int, low: float, high: float
 ) -> None:
-    """With one error for all pixels the samples are a percent narrower than with an error for each."""
+    """With one error for all pixels the samples are a percent narrower than with an error for each: .9485 at worst."""
     s = PosteriorScene.make(16, noise_std, lines=lines, truths=4)
     found = s.scores(s.run(make_sampler("split_gibbs", steps=steps, error=error), 48)[0])
     assert found["nrmse"] < 1.03 and low < found["variance"] < high
     # The widest axes, those that nothing measured, are the last to fill.
     along = [found[f"spectrum_{i}"] for i in range(1, 5)]
-    assert all(low - 0.04 < ratio < 1.08 for ratio in along)
-    assert 0.875 < found["coverage90"] < 0.91
+    assert all((0.86 if steps == 50 else 0.92) < ratio < 1.08 for ratio in along)
+    assert 0.88 < found["coverage90"] < 0.91
