@@ -2,11 +2,11 @@
 
     AMBIENT_MRI_DATA=/path/to/data python benchmarks/quality/learning_rate.py --steps 1000 --out runs/learning_rate
 
-``--network unet_mp`` has EDM2's magnitude-preserving layers at the same widths; ``--average`` is the half-life of the
-averaged weights as a share of the run (0.05 everywhere else), "none" the weights of the last step. Data, network and
-batches are those of ``priors.py --budget cpu``; warm-up and cosine as in every run. What is compared is the objective
-on scans of held-out subjects, the same noise and further masks for every run, by the averaged weights; a training that
-is finished is never done again, and one that was interrupted goes on.
+``--network`` names another network of the same width (a complex feature map counts for two); ``--average`` is the
+half-life of the averaged weights as a share of the run (0.05 everywhere else), "none" the weights of the last step.
+Data and batches are those of ``priors.py --budget cpu``; warm-up and cosine as in every run. What is compared is the
+objective on scans of held-out subjects, the same noise and further masks for every run, by the averaged weights; a
+training that is finished is never done again, and one that was interrupted goes on.
 
 Results: OUT/learning_rate.json (records), OUT/learning_rate.md (table).
 """
@@ -47,8 +47,7 @@ def trained(
     folder = out / "runs" / "_".join([objective, f"lr{rate:g}", f"b{beta:g}", str(steps), *map(str, variant.values())])
     overrides = [
         *data_overrides(budget, ACCELERATION, NOISE_STD, out),
-        *(f"network={variant.get('network', 'unet')}", f"network.channels={budget.channels}"),
-        f"network.multipliers={budget.multipliers}",
+        *budget.network_overrides(variant.get("network", "unet")),
         *([f"ema_half_life={HALF_LIVES.get(variant['average'], variant['average'])}"] if "average" in variant else []),
         *(f"objective={objective}", "loader.val_items=64", f"training.lr={rate:g}", f"training.betas=[0.9,{beta:g}]"),
         *arguments_of(batch_size=budget.batch_size, trainer=budget.trainer, steps=steps),
@@ -71,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rates", nargs="+", type=float, default=[5e-4, 2e-3, 4e-3])
     parser.add_argument("--betas", nargs="+", type=float, default=[0.99, 0.95], help="beta_2")
     parser.add_argument("--steps", nargs="+", type=int, default=[1000])
-    parser.add_argument("--network", choices=["unet", "unet_mp"], default="unet")
+    parser.add_argument("--network", choices=["unet", "unet_mp", "unet_complex_mp"], default="unet")
     parser.add_argument("--average", default=None, help='half-life, a share of the run; or "none"')
     parser.add_argument("--out", type=Path, default=Path("runs/learning_rate"))
     options = parser.parse_args(arguments)

@@ -58,12 +58,6 @@ ACCELERATIONS = (4, 8)
 NOISE_STD = 0.01
 
 
-def network_overrides(network: str, budget: Budget) -> list[str]:
-    """The network at the width of the budget: a complex channel counts for two."""
-    channels = budget.channels // 2 if "complex" in network else budget.channels
-    return [f"network={network}", f"network.channels={channels}", f"network.multipliers={budget.multipliers}"]
-
-
 def train(network: str, budget: Budget, out: Path) -> Path:
     """Train where it is not finished; the prior folder.
 
@@ -75,7 +69,7 @@ def train(network: str, budget: Budget, out: Path) -> Path:
         *("objective=supervised", "loader.val_items=32"),
         *(f"training.lr={OPTIMISERS[network][0]}", f"training.betas=[0.9,{OPTIMISERS[network][1]}]"),
         *data_overrides(budget, 4, NOISE_STD, out),
-        *network_overrides(network, budget),
+        *budget.network_overrides(network),
         *arguments_of(batch_size=budget.batch_size, trainer=budget.trainer, steps=budget.steps),
     ]
     if not train_once(folder, overrides):

@@ -73,8 +73,7 @@ def train(run: Run, budget: Budget, out: Path) -> bool:
     overrides = [
         *data_overrides(budget, run.acceleration, run.noise_std, out),
         *run.overrides,
-        *(f"network={budget.network}", f"network.channels={budget.channels}"),
-        f"network.multipliers={budget.multipliers}",
+        *budget.network_overrides(),
         *("loader.val_items=32", *budget.optimiser),
         *arguments_of(batch_size=budget.batch_size, trainer=budget.trainer, steps=budget.steps_of(run.objective)),
     ]

@@ -17,7 +17,8 @@ class Budget:
 
     Attributes:
         size: Rows and columns.
-        channels: Width of the network, multipliers 1, 2, 4, 4 (or fewer levels where images are small).
+        channels: Width of the network in real feature maps (a complex one counts for two), multipliers 1, 2, 4, 4 (or
+            fewer levels where images are small).
         steps: Training steps of every chain.
         em_rounds: Rounds of EM.
         e_steps: Noise levels of an E-step.
@@ -36,6 +37,7 @@ class Budget:
         source: ``"images"`` where AMBIENT_MRI_DATA is set, or ``"phantoms"`` in any case.
         beta_2: Of Adam.
         network: Hydra's name.
+        compile: Compile the network; minutes, the first time on a machine, seconds afterwards.
     """
 
     size: int
@@ -57,11 +59,21 @@ class Budget:
     accelerations: tuple[int, ...] = ACCELERATIONS
     source: str = "images"
     beta_2: float = 0.99
-    network: str = "unet_mp"
+    network: str = "unet_complex_mp"
+    compile: bool = False
 
     @property
     def multipliers(self) -> list[int]:
         return [1, 2] if self.size < 64 else [1, 2, 4, 4]
+
+    def network_overrides(self, network: str | None = None) -> list[str]:
+        """Overrides of a network of this width, the budget's own by default."""
+        name = network or self.network
+        channels = self.channels // 2 if "complex" in name else self.channels
+        return [
+            *(f"network={name}", f"network.channels={channels}", f"network.multipliers={self.multipliers}"),
+            f"training.compile={str(self.compile).lower()}",
+        ]
 
     @property
     def optimiser(self) -> list[str]:
@@ -87,8 +99,8 @@ class Budget:
 
 BUDGETS = {
     "rehearsal": Budget(32, 8, 10, 2, 2, 2, 1e-3, 2, 2, 1, 2, 2, 3, 4, 3, "cpu", (4,), "phantoms"),
-    "cpu": Budget(64, 16, 6000, 3, 15, 8, 4e-2, None, 12, 2, 32, 25, 500, 256, 1500, "cpu", beta_2=0.95),
-    "gpu": Budget(128, 64, 60000, 3, 25, 32, 1e-2, None, 48, 8, 32, 50, 500, 1024, 4000, "gpu"),
+    "cpu": Budget(64, 16, 6000, 3, 15, 8, 4e-2, None, 12, 2, 32, 25, 500, 256, 1500, "cpu", beta_2=0.95, compile=True),
+    "gpu": Budget(128, 64, 60000, 3, 25, 32, 1e-2, None, 48, 8, 32, 50, 500, 1024, 4000, "gpu", compile=True),
 }
 
 
