@@ -25,6 +25,7 @@ from ambient_mri._files import write_atomically
 from ambient_mri.comparators import FeedForward, ProjectedNoiseDenoiser
 from ambient_mri.denoiser import CleanDenoiser, ConditionalDenoiser, Denoiser, ProfileEncoder
 from ambient_mri.networks import ComplexMagnitudePreservingUNet, ComplexUNet, MagnitudePreservingUNet, UNet
+from ambient_mri.networks.compiled import compile_network
 
 __all__ = ["FORMAT_VERSION", "Prior", "build_model", "load_prior", "read_card"]
 
@@ -66,6 +67,18 @@ class Prior:
     def to(self, device: torch.device | str) -> Prior:
         """Move the model, in place; returns itself."""
         self.model.to(device)
+        return self
+
+    def compile(self) -> Prior:
+        """Compile the network, in place; returns itself.
+
+        On a CPU a forward of ``brain128`` then takes about half the time. The first call at a size compiles it, which
+        takes a minute or two, seconds if this machine has done it before: for whole volumes, not for one slice.
+
+        Raises:
+            AmbientMRIError: Where there is neither a GPU nor a C++ compiler.
+        """
+        compile_network(self.model.network)  # type: ignore[arg-type]
         return self
 
     def weights_hash(self) -> str:
@@ -165,15 +178,20 @@ def build_model(architecture: Mapping[str, Any]) -> Denoiser | ConditionalDenois
     return conditional(net, profile=profile, **settings)
 
 
-def load_prior(source: str | Path | Prior, *, device: torch.device | str = "cpu") -> Prior:
+def load_prior(source: str | Path | Prior, *, device: torch.device | str = "cpu", compile: bool = False) -> Prior:
     """Load a prior by name (one that ships with the package), or from its folder or that of the run that made it.
+
+    Args:
+        source: Name, folder, or a Prior, which is moved in place.
+        device: Of the model.
+        compile: Compile the network (:meth:`Prior.compile`).
 
     Raises:
         PriorError: If nothing of that name exists, a file is missing or damaged, or the format is newer than this
             version.
     """
     if isinstance(source, Prior):
-        return source.to(device)
+        return source.to(device).compile() if compile else source.to(device)
     folder = _find(source)
     card = _read_card(folder)
     model = build_model(card["architecture"])
@@ -191,7 +209,8 @@ def load_prior(source: str | Path | Prior, *, device: torch.device | str = "cpu"
     reserved = ("format_version", "name", "kind", "architecture", "error_curve", "noise_domain")
     metadata = {k: v for k, v in card.items() if k not in reserved}
     model.eval().requires_grad_(False).to(device)
-    return Prior(model, card["kind"], card["architecture"], metadata, card.get("name", folder.name))
+    prior = Prior(model, card["kind"], card["architecture"], metadata, card.get("name", folder.name))
+    return prior.compile() if compile else prior
 
 
 def read_card(source: str | Path) -> dict[str, Any]:

@@ -57,11 +57,12 @@ def reconstruct(options: argparse.Namespace) -> int:
     if options.report:
         check_writable(Path(options.report), (".html", ".htm"))
     check_device(options.device)
+    from ambient_mri.prior import load_prior
     from ambient_mri.reconstruct import reconstruct as run
 
     result = run(
         options.scan,
-        prior=options.prior,
+        prior=load_prior(options.prior, compile=True) if options.compile else options.prior,
         mask=load_array(options.mask, "mask") if options.mask else None,
         coil_maps=_coil_maps(options.coil_maps),
         noise_std=options.noise_std,

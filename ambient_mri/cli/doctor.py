@@ -66,6 +66,7 @@ def examine() -> Iterator[Finding]:
     yield _torchvision()
     yield _gpu()
     yield _precision()
+    yield _compiler()
     yield _bart()
     yield from _extras()
     yield _configuration()
@@ -153,6 +154,18 @@ def _precision() -> Finding:
     if computes_in_bf16(kind):
         return Finding("ok", "bfloat16", f"the {what} computes in it: networks run in it")
     return Finding("note", "bfloat16", f"this {what} only imitates it: networks run in float32, more slowly")
+
+
+def _compiler() -> Finding:
+    """What compiles networks for a CPU."""
+    try:
+        from ambient_mri.networks.compiled import cpp_compiler
+    except ImportError:
+        return Finding("note", "compiler", "not looked for without torch")
+    found = cpp_compiler()
+    if found:
+        return Finding("ok", "compiler", f"{found}: compiled networks on the CPU (training.compile=true, --compile)")
+    return Finding("note", "compiler", "no C++ compiler; networks run uncompiled on the CPU (apt-get install g++)")
 
 
 def _bart() -> Finding:

@@ -99,6 +99,7 @@ def _reconstruct_arguments(command: argparse.ArgumentParser) -> None:
     formats = " ".join(commands.OUTPUTS)
     add("--out", action="append", metavar="FILE", help=f"{formats}; may be given more than once (SCAN_recon.h5)")
     add("--report", metavar="FILE.html", help="write a self-contained page as well")
+    add("--compile", action="store_true", help="compile the network: for whole volumes, takes a minute or two first")
     add("--save-samples", action="store_true", help="keep every sample, and store it (.h5 and .npz)")
 
 

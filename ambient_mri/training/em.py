@@ -214,6 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="compile the network: minutes once, then half the time")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -241,7 +242,7 @@ def _part(text: str) -> tuple[int, int]:
 
 def _by_prior(options: argparse.Namespace, files: Sequence[Path]) -> list[Path]:
     require(options.prior is not None, "--prior is missing: the folder of the prior to reconstruct under.", DataError)
-    prior = load_prior(options.prior, device=options.device)
+    prior = load_prior(options.prior, device=options.device, compile=options.compile)
     name = options.sampler or ("split_gibbs" if prior.kind == "clean" else "one_step")
     start = None if options.start_sd is None else options.start_sd * prior.model.sd
     chosen = {"final": options.final} if name == "split_gibbs" else {}

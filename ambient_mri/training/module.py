@@ -18,6 +18,7 @@ from ambient_mri._checks import AmbientMRIError, check_option
 from ambient_mri.data.augment import Augmentation
 from ambient_mri.data.datasets import ImageBatch
 from ambient_mri.measurement import Measurement
+from ambient_mri.networks.compiled import compile_network
 from ambient_mri.objectives import Loss, Objective
 from ambient_mri.prior import KINDS
 from ambient_mri.tensors import RowGenerators, RowStreams, keyed_generator
@@ -45,7 +46,7 @@ class TrainingModule(pl.LightningModule):
         betas: Of Adam.
         weight_decay: Decoupled weight decay (AdamW).
         warmup_steps: Steps of linear warm-up; at most a tenth of the run.
-        compile: Compile the network with ``torch.compile``.
+        compile: Compile the network (:func:`~ambient_mri.networks.compiled.compile_network`).
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class TrainingModule(pl.LightningModule):
         self.trained = False
         self._pending: list[tuple[Tensor, tuple[str, ...], int]] = []
         if compile:
-            self.model.network.compile()  # type: ignore[union-attr]
+            compile_network(self.model.network)  # type: ignore[arg-type]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Bring the weights of a network that has a normal form back to it; what it computes stays the same."""
@@ -94,7 +95,9 @@ class TrainingModule(pl.LightningModule):
     def validation_step(self, batch: Measurement | ImageBatch, batch_idx: int) -> None:
         """The objective on held-out scans, the same draws at every validation, logged as what it is."""
         generators = [keyed_generator(self.seed, "validation", key, device=self.device) for key in batch.key]
-        loss = self._loss(batch, generators, None)
+        # Compiling the network a second time, without gradients, takes longer than the few scans here.
+        with torch.compiler.set_stance("force_eager"):
+            loss = self._loss(batch, generators, None)
         logs = {"objective": loss.value, **loss.logs}
         named = {f"val/{self.objective.kind}_{k}": v for k, v in logs.items()}
         self.log_dict(named, batch_size=len(batch), sync_dist=True)

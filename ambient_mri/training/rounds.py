@@ -94,7 +94,7 @@ def expectation_maximisation(cfg: DictConfig) -> Path:
     require_chain(cfg, draw_of(scans.manifest), run_dir)
     first = find_prior(cfg.init) if cfg.em.first == "prior" else None
     if first is not None:
-        _assess(cfg, scans, load_prior(first), run_dir, 0)
+        _assess(cfg, scans, load_prior(first, compile=cfg.training.compile), run_dir, 0)
     history: list[dict[str, Any]] = []
     previous = first
     for number in range(1, cfg.em.rounds + 1):
@@ -156,14 +156,14 @@ def _round(
 ) -> None:
     images = folder / "reconstructions"
     images.mkdir(parents=True, exist_ok=True)
-    prior = None if previous is None else load_prior(previous)
+    prior = None if previous is None else load_prior(previous, compile=cfg.training.compile)
     _e_step(cfg, scans, prior, images, number)
     if is_first() and isinstance(scans, ScanSet):
         record_scans(scans.with_references(images.resolve()), folder)
     _wait()
     log.info("round %d: M-step, %d steps", number, cfg.trainer.max_steps)
     train(_m_step(cfg, folder, previous, prior, number))
-    _assess(cfg, scans, load_prior(folder / "prior"), folder.parent, number)
+    _assess(cfg, scans, load_prior(folder / "prior", compile=cfg.training.compile), folder.parent, number)
 
 
 def _e_step(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior | None, images: Path, number: int) -> None:

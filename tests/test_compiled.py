@@ -1,0 +1,56 @@
+"""Compiled networks: the same function and names, and an error that says what is missing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ambient_mri import load_prior
+from ambient_mri._checks import AmbientMRIError
+from ambient_mri.networks.compiled import cpp_compiler
+from ambient_mri.prior import Prior, build_model
+
+NETWORK = {"name": "ComplexMagnitudePreservingUNet", "channels": 4, "multipliers": [1], "fold": 2}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    architecture = {"kind": "clean", "network": NETWORK, "sd": 0.3, "precision": "fp32"}
+    model = build_model(architecture)
+    with torch.no_grad():  # the last layer starts at zero
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return Prior(model, "clean", architecture).save(tmp_path / "prior")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch itself
+@pytest.mark.skipif(cpp_compiler() is None, reason="needs a C++ compiler")
+def test_a_compiled_prior_is_the_same_denoiser_with_the_same_weights(folder: Path) -> None:
+    plain, compiled = load_prior(folder), load_prior(folder, compile=True)
+    x, sigma = torch.randn(2, 1, 16, 16, dtype=torch.complex64), torch.tensor([0.1, 1.0])
+    with torch.no_grad():
+        expected, found = plain.model(x, sigma), compiled.model(x, sigma)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert (expected - x).abs().max() > 1e-2
+    assert compiled.model.network._compiled_call_impl is not None
+    assert compiled.weights_hash() == plain.weights_hash()
+    assert load_prior(compiled.save(folder.parent / "again")).weights_hash() == plain.weights_hash()
+
+
+def test_compiling_without_a_compiler_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(AmbientMRIError, match=r"install one \(apt-get install g\+\+\)"):
+        load_prior(folder, compile=True)
+
+
+def test_the_compiler_named_in_cxx_is_the_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: f"/found/{name}")
+    monkeypatch.setenv("CXX", "my-compiler")
+    assert cpp_compiler() == "/found/my-compiler"
+    monkeypatch.delenv("CXX")
+    assert cpp_compiler() == "/found/g++"
