@@ -142,7 +142,8 @@ class Evaluation(TrainedEvaluation[Budget]):
 
     def prior(self, run: Run) -> None:
         """Every method of a prior at every acceleration, and its unconditional samples."""
-        prior = load_prior(self.out / "runs" / run.name / "prior", device=self.device)
+        folder = self.out / "runs" / run.name / "prior"
+        prior = load_prior(folder, device=self.device, compile=self.budget.compile)
         levels = (0.01, 0.05) if run.objective == "supervised" else (run.noise_std,)
         for noise_std in levels if self.name != "rehearsal" else (run.noise_std,):
             for acceleration in self.budget.accelerations:
