@@ -131,3 +131,26 @@ def test_its_configuration_has_the_arithmetic_of_the_default_network_and_half_of
         found[name] = (counter.get_total_flops(), sum(p.numel() for p in model.parameters()))
     (flops, parameters), (flops_complex, parameters_complex) = found.values()
     assert 0.9 < flops_complex / flops < 1.1 and 0.45 < parameters_complex / parameters < 0.6
+
+
+@pytest.mark.parametrize("channels", [4, 40])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_modrelu_is_the_same_function_without_gradients(
+    channels: int, layout: torch.memory_format, dtype: torch.dtype
+) -> None:
+    layer = ModReLU(channels)
+    with torch.no_grad():
+        layer.threshold.add_(0.5 * torch.randn(channels, generator=torch.Generator().manual_seed(0)))
+    x = torch.randn(2, 2 * channels, 6, 5, generator=torch.Generator().manual_seed(1))
+    x[0, :, 0, 0] = 0  # a pixel without a phase
+    x = x.to(dtype).contiguous(memory_format=layout)
+    scale, shift = 1 + 0.1 * torch.randn(2, channels), 0.1 * torch.randn(2, channels)
+    for arguments in ((), (scale, shift)):
+        expected = layer(x, *arguments)
+        with torch.no_grad():
+            found = layer(x, *arguments)
+        assert found.isfinite().all() and (found[0, :, 0, 0] == 0).all()
+        assert found.dtype == x.dtype and found.stride() == x.stride()
+        close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+        torch.testing.assert_close(found, expected.detach(), **close)

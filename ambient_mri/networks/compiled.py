@@ -30,8 +30,8 @@ def compile_network(network: nn.Module) -> None:
     """
     require(
         torch.cuda.is_available() or cpp_compiler() is not None,
-        "compiling a network for a CPU takes a C++ compiler, and there is none: install one (apt-get install g++), name "
-        "it in CXX, or leave out compiling (training.compile=false, no --compile).",
+        "compiling a network for a CPU takes a C++ compiler, and there is none: install one (apt-get install g++), "
+        "name it in CXX, or leave out compiling (training.compile=false, no --compile).",
         AmbientMRIError,
     )
     network.compile()
