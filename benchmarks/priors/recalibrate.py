@@ -44,11 +44,13 @@ def main() -> None:
     parser.add_argument("--prior", type=Path, required=True, help="prior folder; its prior.json is written")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--every", type=int, default=2, help="take one slice of so many")
+    parser.add_argument("--compile", action="store_true", help="compile the network")
     options = parser.parse_args()
     if not os.environ.get("AMBIENT_MRI_DATA"):
         parser.error("set AMBIENT_MRI_DATA to the data folder: the validation subjects are there")
     root = Path(os.environ["AMBIENT_MRI_DATA"])
-    found = measure_recalibration(results(root, load_prior(options.prior), options.samples, options.every))
+    prior = load_prior(options.prior, compile=options.compile)
+    found = measure_recalibration(results(root, prior, options.samples, options.every))
     about = {
         "scans": "validation subjects, simulated, R = 4 and 8, random lines",
         "date": f"{datetime.now(UTC):%Y-%m-%d}",

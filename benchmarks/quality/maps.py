@@ -87,12 +87,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--compile", action="store_true", help="compile the networks; the times are of them")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
-    prior, path = load_prior(options.prior), options.out / "maps.json"
+    prior, path = load_prior(options.prior, compile=options.compile), options.out / "maps.json"
     name = f"em/split_gibbs/mean{options.samples}"
     settings = {"prior": prior.name, "samples": options.samples, "steps": options.steps, "sampler": "split_gibbs"}
+    settings |= {"networks": "compiled"} if options.compile else {}
     command = recorded_command("benchmarks/quality/maps.py", sys.argv[1:] if arguments is None else arguments)
     book = Ledger(path, command, settings)
     done = {(r["case"], r["acceleration"], r["mask"], r["acs_lines"], r.get("law", "random")) for r in book.rows}

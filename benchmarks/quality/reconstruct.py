@@ -193,6 +193,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--baselines", nargs="*", default=None, help="default: all that can run here")
     parser.add_argument("--no-baselines", dest="baselines", action="store_const", const=[], help="zero-filled alone")
+    parser.add_argument("--compile", action="store_true", help="compile the networks; the times are of them")
     parser.add_argument("--part", default="0/1", help="1/3: the second of three parts of the cases")
     parser.add_argument("--name", help="of the result file (default: reconstruct, reconstruct_full)")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -212,8 +213,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     defaults = {"clean": "em", "ssdu": "ssdu_weighted", "adps": "ambient_published"}
     for kind, default in defaults.items():
         folders = dict(i.split("=", 1) if "=" in i else (default, i) for i in getattr(options, kind))
-        setattr(options, kind, {name: load_prior(folder) for name, folder in folders.items()})
-    options.ambient = load_prior(options.ambient) if options.ambient else None
+        setattr(options, kind, {name: load_prior(folder, compile=options.compile) for name, folder in folders.items()})
+    options.ambient = load_prior(options.ambient, compile=options.compile) if options.ambient else None
     return options
 
 
@@ -228,6 +229,7 @@ def open_ledger(options: argparse.Namespace, arguments: Sequence[str]) -> Ledger
         "regularisation": "best of a grid, chosen with the reference in hand",
         "coil_maps": "torch ESPIRiT from the ACS of each mask, the same for every method",
         "support": SUPPORT,
+        **({"networks": "compiled"} if options.compile else {}),
     }
     priors = {**options.clean, **options.ssdu, **options.adps}
     priors |= {"ambient": options.ambient} if options.ambient else {}

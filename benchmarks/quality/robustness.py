@@ -184,6 +184,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--shifts", nargs="+", choices=sorted(SHIFTS), help="only these")
     parser.add_argument("--no-baseline", dest="baseline", action="store_false", help="leave out L1-wavelet")
     parser.add_argument("--limit", type=int, help="conditions of each shift, for a rehearsal")
+    parser.add_argument("--compile", action="store_true", help="compile the networks; the times are of them")
     parser.add_argument("--name", default="robustness", help="of the result file")
     parser.add_argument("--out", type=Path, default=RESULTS)
     return parser.parse_args(arguments)
@@ -193,7 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure what is missing in the result file, then print the table."""
     options = parse(arguments)
     root = Path(os.environ["AMBIENT_MRI_DATA"]) if os.environ.get("AMBIENT_MRI_DATA") else None
-    prior = load_prior(options.prior)
+    prior = load_prior(options.prior, compile=options.compile)
     options.label = options.label or prior.name.lower()
     settings: dict[str, Any] = {
         "data": "real scans unless a row says simulated" if root else "simulated phantoms",
@@ -202,6 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
         "regularisation": "best of a grid, chosen with the reference in hand",
         "coil_maps": "torch ESPIRiT from the ACS of each mask; ours: as reconstruct chooses",
         "support": SUPPORT,
+        **({"networks": "compiled"} if options.compile else {}),
     }
     command = recorded_command("benchmarks/quality/robustness.py", sys.argv[1:] if arguments is None else arguments)
     named = {"priors": {options.label: provenance(prior)}}

@@ -206,6 +206,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--noise-factors", type=float, nargs="+", default=[1.0], help="wrong noise levels: 0.5 1 2 (full)"
     )
     parser.add_argument("--scans", type=int, help="use the first of them only; 1 for an hour")
+    parser.add_argument("--compile", action="store_true", help="compile the networks; the times are of them")
     parser.add_argument("--name", default="samplers", help="of the result file")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
@@ -240,7 +241,7 @@ def write_table(path: Path, figures: Path) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Run what is missing in the result file, then print the table."""
     options = parse(arguments)
-    root, prior = os.environ.get("AMBIENT_MRI_DATA"), load_prior(options.prior)
+    root, prior = os.environ.get("AMBIENT_MRI_DATA"), load_prior(options.prior, compile=options.compile)
     command = recorded_command("benchmarks/quality/samplers.py", sys.argv[1:] if arguments is None else arguments)
     settings: dict[str, Any] = {
         "data": "Real scans (multicoil_val_128)." if root else "Simulated phantoms.",
@@ -249,6 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
         "prior": {k: prior.metadata.get(k) for k in ("images_seen", "steps", "data", "git")} | {"name": prior.name},
         "coil_maps": "torch ESPIRiT from the ACS of each mask",
         "seed": 0,
+        **({"networks": "compiled"} if options.compile else {}),
     }
     path = options.out / f"{options.name}.json"
     for scan in scans(root, options.scans):

@@ -84,13 +84,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--clean", action="append", required=True, metavar="NAME=PRIOR", help="may be given again")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--compile", action="store_true", help="compile the networks; the times are of them")
     parser.add_argument("--part", default="0/1", help="1/3: the second of three parts of the cases")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     if not os.environ.get("AMBIENT_MRI_DATA"):
         parser.error("set AMBIENT_MRI_DATA to the data folder: the validation subjects are there")
-    priors = {name: load_prior(prior) for name, prior in (item.split("=", 1) for item in options.clean)}
+    named_priors = (item.split("=", 1) for item in options.clean)
+    priors = {name: load_prior(prior, compile=options.compile) for name, prior in named_priors}
     settings = {"samples": options.samples, "steps": options.steps, "noise_std": list(NOISE)}
+    settings |= {"networks": "compiled"} if options.compile else {}
     named = {"priors": {name: provenance(prior) for name, prior in priors.items()}}
     command = recorded_command("benchmarks/quality/selection.py", sys.argv[1:] if arguments is None else arguments)
     book = Ledger(options.out / "selection.json", command, settings, named)
