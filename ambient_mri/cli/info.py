@@ -48,7 +48,7 @@ def _scan_facts(check: KspaceCheck) -> Facts:
     noise = "" if check.noise_std is None else f"{check.noise_std:.4g} per real part, raw units "
     found: Facts = {
         "acquisition": check.acquisition or "not named",
-        "k-space": f"{slices} slices, {coils} coils, {height} x {width}",
+        "k-space": f"{slices} slice{'s' * (slices != 1)}, {coils} coils, {height} x {width}",
         "image after the crop": " x ".join(map(str, check.recon_shape)),
         "phase encoding": axes[check.phase_encode_axis],
         "readout oversampling": f"{check.readout_oversampling:.3g}",
