@@ -53,6 +53,7 @@ def _sampling_arguments(command: argparse.ArgumentParser, slices: Callable[[str]
     add("--slices", type=slices, metavar="A:B", help="slices A to B - 1 of every scan (all by default)")
     add("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
+    add("--compile", action="store_true", help="compile the networks: takes minutes first, less for every slice")
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -64,8 +65,9 @@ def evaluate(options: argparse.Namespace) -> int:
     import torch
 
     from ambient_mri.evaluation import Evaluation, pair_files
+    from ambient_mri.prior import load_prior
     from ambient_mri.report.tables import rich_table
-    from ambient_mri.sampling.draw import as_prior, choose_device
+    from ambient_mri.sampling.draw import choose_device
 
     device = choose_device(options.device)
     out = options.out or Path("evaluation")
@@ -81,7 +83,8 @@ def evaluate(options: argparse.Namespace) -> int:
     )
     pairs = pair_files(Path(options.reconstruction), Path(options.reference))
     # Each of several processes takes the networks to its own GPU.
-    priors = [as_prior(name, torch.device("cpu") if options.processes > 1 else device) for name in options.prior]
+    where = torch.device("cpu") if options.processes > 1 else device
+    priors = [load_prior(name, device=where, compile=options.compile) for name in options.prior]
     command = f"ambient-mri {' '.join(sys.argv[1:])}"
     result = plan.run(pairs, priors, options.sampler or ["split_gibbs"], command)
     if result is None:
@@ -105,7 +108,7 @@ def calibrate(options: argparse.Namespace) -> int:
         pairs,
         mask=load_array(options.mask, "mask") if options.mask else None,
         slices=options.slices,
-        prior=load_prior(options.prior, device=device),
+        prior=load_prior(options.prior, device=device, compile=options.compile),
         sampler=options.sampler,
         samples=options.samples,
         steps=options.steps,
