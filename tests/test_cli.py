@@ -226,6 +226,19 @@ def test_mask_maps_and_noise_may_be_given(folder: Path, tmp_path: Path) -> None:
     assert settings["acceleration"] == pytest.approx(2.0)
 
 
+def test_a_network_is_compiled_where_that_is_asked_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr("ambient_mri.prior.compile_network", lambda network: compiled.append(type(network).__name__))
+    sampling = ("--steps", 2, "--samples", 1, "--prior", folder / "prior")
+    out = tmp_path / "recon.h5"
+    assert run("reconstruct", folder / "scan.npz", "--out", out, *sampling) == 0
+    assert compiled == []
+    assert run("reconstruct", folder / "scan.npz", "--out", out, *sampling, "--compile") == 0
+    assert compiled == ["UNet"]
+
+
 def test_warnings_are_lines(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--prior", folder / "prior", "--samples", 1, "--steps", 2, "--out", tmp_path / "r.h5"]
     assert run("reconstruct", folder / "scan.npz", *options) == 0
