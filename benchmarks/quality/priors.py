@@ -62,18 +62,18 @@ BENCHMARK = "priors"
 ROUNDS = ("em", "wavelet_em", "wavelet_edm")
 
 
-def train(run: Run, budget: Budget, out: Path) -> bool:
+def train(run: Run, budget: Budget, out: Path, *, compiled: bool = False) -> bool:
     """Train in a process of its own, where it is not finished, EM after its first run; False if it failed."""
     folder = out / "runs" / run.name
     if finished(folder):
         return True
     em = run.objective == "em"
-    if em and not train(first_run(run), budget, out):
+    if em and not train(first_run(run), budget, out, compiled=compiled):
         return False
     overrides = [
         *data_overrides(budget, run.acceleration, run.noise_std, out),
         *run.overrides,
-        *budget.network_overrides(),
+        *(*budget.network_overrides(), f"training.compile={str(compiled).lower()}"),
         *("loader.val_items=32", *budget.optimiser),
         *arguments_of(batch_size=budget.batch_size, trainer=budget.trainer, steps=budget.steps_of(run.objective)),
     ]
@@ -89,6 +89,7 @@ class Evaluation(TrainedEvaluation[Budget]):
     """Scores priors and baselines; arguments as :class:`TrainedEvaluation`."""
 
     benchmark = BENCHMARK
+    compiled = False
 
     def __init__(self, name: str, budget: Budget, out: Path, command: str) -> None:
         super().__init__(name, budget, out, command)
@@ -143,7 +144,7 @@ class Evaluation(TrainedEvaluation[Budget]):
     def prior(self, run: Run) -> None:
         """Every method of a prior at every acceleration, and its unconditional samples."""
         folder = self.out / "runs" / run.name / "prior"
-        prior = load_prior(folder, device=self.device, compile=self.budget.compile)
+        prior = load_prior(folder, device=self.device, compile=self.compiled)
         levels = (0.01, 0.05) if run.objective == "supervised" else (run.noise_std,)
         for noise_std in levels if self.name != "rehearsal" else (run.noise_std,):
             for acceleration in self.budget.accelerations:
@@ -234,6 +235,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Train and score what is missing, then write the tables."""
     parser = parser_of(__doc__, BUDGETS, BENCHMARK, "names of runs")
     parser.add_argument("--plan", action="store_true", help="print the names of the runs")
+    parser.add_argument("--compile", action="store_true", help="compile the networks: minutes, once on a machine")
     options = parser.parse_args(arguments)
     budget = BUDGETS[options.budget]
     if options.steps:
@@ -249,11 +251,12 @@ def main(arguments: list[str] | None = None) -> None:
     out = (options.out or Path(f"runs/priors_{options.budget}")).resolve()
     command = recorded_command("benchmarks/quality/priors.py", sys.argv[1:] if arguments is None else arguments)
     evaluation = Evaluation(options.budget, budget, out, command)
+    evaluation.compiled = options.compile
     failed = 0
     for run in runs:
         if evaluation.scored(run):
             continue
-        if not train(run, budget, out):
+        if not train(run, budget, out, compiled=options.compile):
             failed += 1
             continue
         evaluation.baselines(run.noise_std)

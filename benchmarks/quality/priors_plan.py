@@ -37,7 +37,6 @@ class Budget:
         source: ``"images"`` where AMBIENT_MRI_DATA is set, or ``"phantoms"`` in any case.
         beta_2: Of Adam.
         network: Hydra's name.
-        compile: Compile the network; minutes, the first time on a machine, seconds afterwards.
     """
 
     size: int
@@ -59,8 +58,7 @@ class Budget:
     accelerations: tuple[int, ...] = ACCELERATIONS
     source: str = "images"
     beta_2: float = 0.99
-    network: str = "unet_complex_mp"
-    compile: bool = False
+    network: str = "unet_mp"
 
     @property
     def multipliers(self) -> list[int]:
@@ -70,10 +68,7 @@ class Budget:
         """Overrides of a network of this width, the budget's own by default."""
         name = network or self.network
         channels = self.channels // 2 if "complex" in name else self.channels
-        return [
-            *(f"network={name}", f"network.channels={channels}", f"network.multipliers={self.multipliers}"),
-            f"training.compile={str(self.compile).lower()}",
-        ]
+        return [f"network={name}", f"network.channels={channels}", f"network.multipliers={self.multipliers}"]
 
     @property
     def optimiser(self) -> list[str]:
@@ -99,8 +94,8 @@ class Budget:
 
 BUDGETS = {
     "rehearsal": Budget(32, 8, 10, 2, 2, 2, 1e-3, 2, 2, 1, 2, 2, 3, 4, 3, "cpu", (4,), "phantoms"),
-    "cpu": Budget(64, 16, 6000, 3, 15, 8, 4e-2, None, 12, 2, 32, 25, 500, 256, 1500, "cpu", beta_2=0.95, compile=True),
-    "gpu": Budget(128, 64, 60000, 3, 25, 32, 1e-2, None, 48, 8, 32, 50, 500, 1024, 4000, "gpu", compile=True),
+    "cpu": Budget(64, 16, 6000, 3, 15, 8, 4e-2, None, 12, 2, 32, 25, 500, 256, 1500, "cpu", beta_2=0.95),
+    "gpu": Budget(128, 64, 60000, 3, 25, 32, 1e-2, None, 48, 8, 32, 50, 500, 1024, 4000, "gpu"),
 }
 
 
