@@ -111,3 +111,36 @@ def test_weights_that_fit_are_taken_over() -> None:
     taken, fresh = load_matching(large, small.state_dict())
     assert taken == ["0.bias", "0.weight"] and fresh == ["1.bias", "1.weight"]
     torch.testing.assert_close(large[0].weight, small[0].weight)
+
+
+class WithNetwork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Linear(4, 4)
+
+
+class ThroughTheNetwork:
+    kind = "clean"
+
+    def __call__(self, model: WithNetwork, batch: torch.Tensor, generators: Any) -> Loss:
+        return Loss(model.network(batch.abs()).mean())
+
+
+def test_validation_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[bool] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(torch.is_grad_enabled())
+        return graph.forward
+
+    monkeypatch.setattr("ambient_mri.training.module.compile_network", lambda network: network.compile(backend=backend))
+    torch.compiler.reset()
+    module = TrainingModule(WithNetwork(), ThroughTheNetwork(), max_steps=2, compile=True)
+    monkeypatch.setattr(module, "log_dict", lambda *_, **__: None)
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    monkeypatch.setattr(module, "generators", lambda *_: [])
+    with torch.no_grad():
+        module.validation_step(images("a"), 0)
+    assert graphs == []
+    module.training_step(images("a"), 0)
+    assert graphs == [True]
