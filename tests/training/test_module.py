@@ -116,7 +116,12 @@ def test_weights_that_fit_are_taken_over() -> None:
 class WithNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.network = nn.Linear(4, 4)
+        self.network = Doubling()
+
+
+class Doubling(Scaling):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self.weight * x
 
 
 class ThroughTheNetwork:
