@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compile", action="store_true", help="compile the network: minutes once, then half the time")
+    parser.add_argument("--compile", action="store_true", help="compile the network: minutes once on a machine")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -49,7 +49,7 @@ BUDGETS = {
         defaults={
             "device": "cuda",
             "minutes": 9.0,
-            "network": "unet_complex_mp",
+            "network": "unet_mp",
             "batch_size": 128,
             "rows": 256,
             "lr": 1e-2,
@@ -60,7 +60,7 @@ BUDGETS = {
         timed=64,
     ),
     "cpu": Budget(
-        defaults={"device": "cpu", "minutes": 600.0, "network": "unet_complex_mp", "rows": 16, "em_steps": 20},
+        defaults={"device": "cpu", "minutes": 600.0, "network": "unet_mp", "rows": 16, "em_steps": 20},
         samples=4,
         steps=25,
         timed=4,

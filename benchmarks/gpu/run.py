@@ -111,7 +111,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--init", type=Path, help="prior folder that the ambient stage starts from")
     add("--round", type=int, default=1, help="of EM, for estep and mstep")
     add("--em-steps", type=int, help="noise levels of split Gibbs in an E-step (default: 25; cpu: 20)")
-    add("--network", help="a file of configs/network (default: unet_complex_mp)")
+    add("--network", help="a file of configs/network (default: unet_mp)")
     add("--batch-size", type=int, help="default: 128; cpu: that of the experiment")
     add("--rows", type=int, help="slices at a time in an E-step (default: 256; cpu: 16)")
     add("--lr", type=float, help="default: 1e-2, half of it in EM; cpu: that of the experiment")
