@@ -89,7 +89,7 @@ def test_a_prior_whose_scores_are_there_is_not_trained_again(
     """The records alone are enough to go on: of the two runs asked for, one is in them."""
     benchmark = load("quality/priors")
     trained: list[str] = []
-    monkeypatch.setattr(benchmark, "train", lambda run, budget, out: trained.append(run.name))
+    monkeypatch.setattr(benchmark, "train", lambda run, budget, out, *, compiled: trained.append(run.name))
     evaluation = benchmark.Evaluation("rehearsal", benchmark.BUDGETS["rehearsal"], tmp_path, "a command")
     row = {"case": "training", "method": "em", "noise_std": 0.01, "train_acceleration": 4, "n": 4, "ci95": None}
     evaluation.append([{**row, "metric": "training_images", "value": 80}])
