@@ -95,12 +95,17 @@ class TrainingModule(pl.LightningModule):
     def validation_step(self, batch: Measurement | ImageBatch, batch_idx: int) -> None:
         """The objective on held-out scans, the same draws at every validation, logged as what it is."""
         generators = [keyed_generator(self.seed, "validation", key, device=self.device) for key in batch.key]
-        # Compiling the network a second time, without gradients, takes longer than the few scans here.
-        with torch.compiler.set_stance("force_eager"):
-            loss = self._loss(batch, generators, None)
+        loss = self._loss(batch, generators, None)
         logs = {"objective": loss.value, **loss.logs}
         named = {f"val/{self.objective.kind}_{k}": v for k, v in logs.items()}
         self.log_dict(named, batch_size=len(batch), sync_dist=True)
+
+    def on_validation_start(self) -> None:
+        """Run uncompiled until all callbacks are done: a second graph would take longer than the few scans."""
+        torch.compiler.set_stance("force_eager")
+
+    def on_validation_end(self) -> None:
+        torch.compiler.set_stance("default")
 
     def check_losses(self) -> None:
         """Raise if a loss since the last check is not finite.

@@ -144,16 +144,6 @@ class Length(pl.Callback):
         log.info("%s: %.0f images/s, %d steps planned", self.stage.name, plan["images_per_second"], module.max_steps)
 
 
-class EagerValidation(pl.Callback):
-    """Validates without compiled code: other batch sizes and modes would be compiled in the middle of the run."""
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        torch.compiler.set_stance("force_eager")
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        torch.compiler.set_stance("default")
-
-
 def set_length(trainer: pl.Trainer, module: Any, steps: int) -> None:
     """Fix the length of a running fit; the learning rate's cosine reads it from the module."""
     module.max_steps = steps
@@ -239,7 +229,7 @@ def _trainer(
     references: dict[str, Tensor],
     steps: int,
 ) -> pl.Trainer:
-    callbacks: list[pl.Callback] = [cb.ProgressLines(15), cb.Throughput(), EagerValidation()]
+    callbacks: list[pl.Callback] = [cb.ProgressLines(15), cb.Throughput()]
     callbacks += [cb.OneStepQuality(references)] if references and stage.kind == "ambient" else []
     # What looks at the averaged weights after a validation stands before EMA.
     callbacks += [cb.PeriodicExport(export), cb.EMA(cfg.ema_half_life), Length(stage, data.batch_size)]

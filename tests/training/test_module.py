@@ -144,8 +144,11 @@ def test_validation_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "log_dict", lambda *_, **__: None)
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     monkeypatch.setattr(module, "generators", lambda *_: [])
+    module.on_validation_start()
     with torch.no_grad():
         module.validation_step(images("a"), 0)
+        module.model.network(torch.ones(2, 2))  # a callback's
+    module.on_validation_end()
     assert graphs == []
     module.training_step(images("a"), 0)
     assert graphs == [True]
