@@ -296,5 +296,6 @@ def _finish(module: TrainingModule, trainer: pl.Trainer, export: _Exporter) -> N
     if not module.trained:
         log.info("this run was complete: nothing to train")
         next(c for c in trainer.callbacks if isinstance(c, cb.EMA)).restore(module)  # type: ignore[attr-defined]
-    export(module, trainer.global_step)
+    with torch.compiler.set_stance("force_eager"):  # as in validation
+        export(module, trainer.global_step)
     log.info("prior: %s", export.folder)
