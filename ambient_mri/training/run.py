@@ -87,6 +87,8 @@ def train(cfg: DictConfig) -> Path:
             trainer.fit(module, setup.data, ckpt_path=checkpoint, weights_only=True)
         except SystemExit as stopped:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from stopped
+        finally:
+            torch.compiler.set_stance("default")  # validation that failed leaves its own
     if trainer.is_global_zero and trainer.global_step > 0:
         _finish(module, trainer, export)
     return run_dir / "prior"
