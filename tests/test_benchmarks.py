@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -62,16 +63,36 @@ def test_the_plan_of_the_priors_benchmark() -> None:
     assert len(set(names)) == len(names)
     at_four = {run.objective for run in runs if (run.acceleration, run.noise_std) == (4, 0.01)}
     comparators = {"supervised", "ambient_published", "ssdu", "ssdu_weighted", "wavelet_edm", "wavelet_em"}
-    assert at_four == {"ambient", "em", *comparators}
+    assert at_four == {"ambient", "em", "em_mean", *comparators}
     for other in (2, 6, 8):
         found = {run.objective for run in runs if run.acceleration == other}
         assert found == {"ambient", "em", "ambient_published", "ssdu_weighted"}
     assert {run.objective for run in runs if run.noise_std == 0.05} == {"ambient", "em", "ambient_noise_blind"}
-    for name in names:
-        assert not name.startswith("em_") or names.index(name.replace("em_", "ambient_", 1)) < names.index(name)
+    for run in runs:
+        if run.objective in benchmark.AFTER_AMBIENT:
+            before = names.index(replace(run, objective="ambient").name)
+            assert before < names.index(replace(run, objective="em").name) <= names.index(run.name)
     for size in (32, 64, 128):
         for acceleration in benchmark.BUDGETS["cpu"].accelerations:
             assert 2 <= benchmark.acs_lines(size, acceleration) < size / acceleration
+
+
+def test_rounds_that_two_runs_share_are_copied_once(tmp_path: Path) -> None:
+    benchmark = load("quality/priors")
+    source, target = tmp_path / "em", tmp_path / "em_mean"
+    benchmark.take_over(source, target, rounds=2)
+    for number in range(4):
+        (source / f"round_{number}" / "prior").mkdir(parents=True)
+        (source / f"round_{number}.json").write_text(str(number))
+    benchmark.take_over(source, target, rounds=2)
+    assert not target.exists(), "the run is not finished"
+    (source / "done.txt").touch()
+    benchmark.take_over(source, target, rounds=2)
+    names = [f"round_{k}{end}" for k in range(3) for end in ("", ".json")]
+    assert sorted(path.name for path in target.iterdir()) == names and (target / "round_2/prior").is_dir()
+    (target / "round_1.json").write_text("its own")
+    benchmark.take_over(source, target, rounds=2)
+    assert (target / "round_1.json").read_text() == "its own"
 
 
 def test_every_chain_of_the_priors_benchmark_sees_the_same_number_of_images() -> None:

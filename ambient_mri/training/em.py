@@ -3,8 +3,8 @@
     python -m ambient_mri.training.em --prior RUN/prior --scans PREPARED/train --out RUN/reconstructions
 
 The first E-step takes the one-step reconstructions of an ambient network; later ones take posterior *samples* of a
-clean prior (never its means: the variance would collapse). The M-step is ordinary training on the images written
-here:
+clean prior (never its means: the variance would collapse), or in a last round the mean of a few of them, ``--average
+3`` (:mod:`ambient_mri.training.rounds` says why). The M-step is ordinary training on the images written here:
 
     python -m ambient_mri.train objective=supervised data.references=RUN/reconstructions init=RUN/prior
 
@@ -53,7 +53,7 @@ from ambient_mri.tensors import keyed_generator
 from ambient_mri.training.draws import Draw, draw_of, draws_of_card, mask_digest, record_draws
 from ambient_mri.training.sources import progress
 
-__all__ = ["METHODS", "Reconstruct", "claim", "expectation", "reconstruct_rows", "reconstruct_volume"]
+__all__ = ["METHODS", "Reconstruct", "claim", "expectation", "mean_of", "reconstruct_rows", "reconstruct_volume"]
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ def expectation(
     sampler: Sampler,
     batch_size: int = 8,
     seed: int = 0,
+    average: int = 1,
     progress: Callable[[Iterable[Path]], Iterator[Path]] = iter,
 ) -> list[Path]:
     """Reconstruct prepared scans and write each volume as an image file under the scan's own name.
@@ -86,6 +87,7 @@ def expectation(
         sampler: How a slice is reconstructed.
         batch_size: Slices at a time.
         seed: Random streams are keyed by (seed, slice): the result does not depend on batches or on order.
+        average: Reconstructions of a slice whose mean is written.
         progress: Wraps the list of files, for a progress bar.
 
     Returns:
@@ -97,11 +99,11 @@ def expectation(
     require(len(scans) > 0, "the E-step got no prepared scan.", DataError)
     folder.mkdir(parents=True, exist_ok=True)
     device = next(prior.model.parameters()).device
-    made_by = f"E-step, {sampler.name}, prior {prior.name}"
+    made_by = f"E-step, {sampler.name}, prior {prior.name}" + (f", mean of {average}" if average > 1 else "")
     _record_draws(prior, scans, folder)
     for path in progress(scans):
         reconstruct_volume(
-            lambda m: reconstruct_rows(prior, m.to(device), sampler, seed),
+            lambda m: reconstruct_rows(prior, m.to(device), sampler, seed, average),
             path,
             folder / path.name,
             made_by=made_by,
@@ -175,8 +177,8 @@ def claim(folder: Path, settings: dict[str, str | int | float | None]) -> None:
     write_atomically(stored, (json.dumps(settings, indent=2) + "\n").encode())
 
 
-def reconstruct_rows(prior: Prior, m: Measurement, sampler: Sampler, seed: int) -> Tensor:
-    """One reconstruction a row of ``m``, (b, 1, H, W), in scaled units.
+def reconstruct_rows(prior: Prior, m: Measurement, sampler: Sampler, seed: int, average: int = 1) -> Tensor:
+    """One reconstruction a row of ``m``, (b, 1, H, W), in scaled units, or the mean of ``average`` of them.
 
     A ladder that begins at or below 2 sd starts from the SENSE image of the scan, any other from noise.
     """
@@ -188,7 +190,33 @@ def reconstruct_rows(prior: Prior, m: Measurement, sampler: Sampler, seed: int) 
     start = None
     if sampler.sigma_max is not None and sampler.sigma_max <= 2 * model.sd:
         start = solve_regularized(operator, operator.adjoint(m.y), _START_LAM, max_iterations=30, rtol=1e-3).x
-    return sampler.sample(denoiser, operator, m.y, m.noise_std, generators=generators, x_init=start).x
+    data_step = None
+    if average > 1:
+        ambient = isinstance(model, ConditionalDenoiser)
+        data_step = sampler.make_data_step(
+            operator, slices=len(m.y), samples=average, device=m.y.device, ambient=ambient
+        )
+
+    def draw() -> Tensor:
+        found = sampler.sample(
+            denoiser, operator, m.y, m.noise_std, generators=generators, x_init=start, data_step=data_step
+        )
+        return found.x
+
+    return mean_of(draw, average)
+
+
+def mean_of(draw: Callable[[], Tensor], count: int) -> Tensor:
+    """The mean of ``count`` draws, one after the other.
+
+    Raises:
+        AmbientMRIError: If there is none.
+    """
+    require(count >= 1, f"the mean of {count} posterior samples: average at least one.")
+    total = draw()
+    for _ in range(count - 1):
+        total = total + draw()
+    return total / count if count > 1 else total
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -209,6 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--final", default="sample", help="last step of split_gibbs: sample, or mean, without its noise"
     )
+    parser.add_argument("--average", type=int, default=1, help="posterior samples whose mean is written (default: 1)")
     parser.add_argument(
         "--part", default="0/1", help="i/n, i from 0 to n - 1: every n-th volume from the i-th on, to share the work"
     )
@@ -255,6 +284,7 @@ def _by_prior(options: argparse.Namespace, files: Sequence[Path]) -> list[Path]:
         sampler=sampler,
         batch_size=options.batch_size,
         seed=options.seed,
+        average=options.average,
         progress=lambda paths: progress(paths, "E-step"),
     )
 

@@ -16,11 +16,20 @@ __all__ = ["by_method", "by_prior"]
 
 
 def by_prior(
-    prior: Prior, sampler: Sampler, seed: int, scans: Sequence[Path], folder: Path, *, batch_size: int
+    prior: Prior,
+    sampler: Sampler,
+    seed: int,
+    scans: Sequence[Path],
+    folder: Path,
+    *,
+    batch_size: int,
+    average: int = 1,
 ) -> SharedWork:
-    """The E-step under a prior: its posterior samples, or the one-step reconstructions of an ambient network."""
+    """The E-step under a prior: its posterior samples, or the one-step reconstructions of an ambient network; or means
+    of ``average`` of them.
+    """
     return _volumes(
-        lambda m: reconstruct_rows(prior, m, sampler, seed),
+        lambda m: reconstruct_rows(prior, m, sampler, seed, average),
         scans,
         folder,
         made_by=f"E-step, {sampler.name}, prior {prior.name}",

@@ -51,6 +51,7 @@ from ambient_mri.training.assess import (
     references_entry,
     squared_error_of_mean,
 )
+from ambient_mri.training.em import mean_of
 from ambient_mri.training.estimates import evenly_spaced
 from ambient_mri.training.natural import CorruptedImages
 from ambient_mri.training.shared_work import SharedWork
@@ -63,7 +64,9 @@ _SPLIT = 0.5
 
 
 @torch.no_grad()
-def restore_rows(prior: Prior, m: Measurement, corruption: ImageCorruption, sampler: Sampler, seed: int) -> Tensor:
+def restore_rows(
+    prior: Prior, m: Measurement, corruption: ImageCorruption, sampler: Sampler, seed: int, average: int = 1
+) -> Tensor:
     """One restoration a row of ``m``, (b, c, H, W): of an ambient network in one step, else a posterior sample.
 
     Args:
@@ -72,8 +75,9 @@ def restore_rows(prior: Prior, m: Measurement, corruption: ImageCorruption, samp
         corruption: The law of A.
         sampler: ``one_step`` for an ambient network.
         seed: Random streams are keyed by (seed, image): the result does not depend on batches.
+        average: Restorations of an image whose mean is returned.
     """
-    return _solve(prior.model, m, corruption, None, sampler, seed)
+    return _solve(prior.model, m, corruption, None, sampler, seed, average)
 
 
 def _solve(
@@ -83,6 +87,7 @@ def _solve(
     operator: LinearOperator | None,
     sampler: Sampler,
     seed: int,
+    average: int = 1,
 ) -> Tensor:
     """Restoration under ``operator``, A where it is None."""
     if isinstance(model, ConditionalDenoiser) and isinstance(corruption, AdditiveNoise):
@@ -91,11 +96,18 @@ def _solve(
     generators = [keyed_generator(seed, "e-step", key, device=m.y.device) for key in m.key]
     denoiser = model.as_denoiser(corruption, m, generators) if isinstance(model, ConditionalDenoiser) else model
     forward = corruption.forward_operator(m) if operator is None else operator
-    return sampler.sample(denoiser, forward, m.y, m.noise_std, generators=generators).x
+    return mean_of(lambda: sampler.sample(denoiser, forward, m.y, m.noise_std, generators=generators).x, average)
 
 
 def restoration(
-    prior: Prior, sampler: Sampler, seed: int, data: Sequence[CorruptedImages], *, folder: Path, batch_size: int
+    prior: Prior,
+    sampler: Sampler,
+    seed: int,
+    data: Sequence[CorruptedImages],
+    *,
+    folder: Path,
+    batch_size: int,
+    average: int = 1,
 ) -> SharedWork:
     """The E-step on images: each file holds the restorations of some of them.
 
@@ -106,6 +118,7 @@ def restoration(
         data: Sets of measurements, one after the other.
         folder: Where the files go.
         batch_size: Images at a time.
+        average: See :func:`restore_rows`.
     """
     items = [(part, i) for part in data for i in range(len(part))]
     groups = [items[start : start + _IMAGES_A_FILE] for start in range(0, len(items), _IMAGES_A_FILE)]
@@ -116,7 +129,7 @@ def restoration(
         for start in range(0, len(groups[index]), batch_size):
             rows = [part[i] for part, i in groups[index][start : start + batch_size]]
             m = Measurement.collate(rows).to(device)
-            found.append(restore_rows(prior, m, data[0].corruption, sampler, seed).cpu())
+            found.append(restore_rows(prior, m, data[0].corruption, sampler, seed, average).cpu())
         content = io.BytesIO()
         numbers = np.array([part.numbers[i] for part, i in groups[index]])
         np.savez(content, images=torch.cat(found).float().numpy(), numbers=numbers)

@@ -6,8 +6,10 @@ r"""Expectation-maximisation, round after round: ``python -m ambient_mri.train o
 
 A sample carries what the present prior takes for image, the noise that it learned with the scans included, and a round
 removes that slowly: of white noise of the variance c s^2 that the data show with variance s^2, the next prior keeps
-(c^2 + c (1 + c)) / (1 + c)^2. ``em.final=mean`` leaves out the noise of the last, lowest level of every sample, about
-half that of the scan, and what the scans cannot tell from it.
+(c^2 + c (1 + c)) / (1 + c)^2. A network that has seen few images adds noise of its own where there should be none, and
+the rounds keep that, too. ``em.average=3`` trains the last round on means of three posterior samples: a third of the
+posterior variance is left, noise and structure alike; in every round, it would collapse. ``em.final=mean`` leaves out
+the noise of the last, lowest level of every sample, about half that of the scan, and what scans cannot tell from it.
 
 With exact steps E log q(y) never decreases; with approximate ones it is watched: the rounds end when the prior's
 prediction of held-out data (k-space lines, pixels) no longer improves, and the prior that predicts best is the result.
@@ -78,7 +80,8 @@ def expectation_maximisation(cfg: DictConfig) -> Path:
     """
     run_dir = Path(cfg.run_dir or f"runs/{cfg.data.name}_em")
     check_option("em.first", cfg.em.first, ("prior", *METHODS))
-    require(cfg.em.rounds >= 1, f"em.rounds must be at least 1; got {cfg.em.rounds}.")
+    for name in ("rounds", "average"):
+        require(cfg.em[name] >= 1, f"em.{name} must be at least 1; got {cfg.em[name]}.")
     require(
         cfg.em.first != "prior" or cfg.init is not None,
         "objective=em begins with a prior: give init=RUN, the run folder of an ambient network (objective=ambient).",
@@ -170,6 +173,7 @@ def _e_step(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior | None, i
     """Reconstructions of the training scans, and of some held-out ones for the M-step's own validation."""
     seed = cfg.seed + number
     batch_size = cfg.em.batch_size
+    average = cfg.em.average if number == cfg.em.rounds and prior is not None and prior.kind == "clean" else 1
     files = [*scans.train, *scans.val[: cfg.em.assess.val_volumes]] if isinstance(scans, ScanSet) else []
     if prior is None:
         step = by_method(cfg.em.first, files, images, batch_size=batch_size)
@@ -177,16 +181,18 @@ def _e_step(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior | None, i
     else:
         sampler = _sampler(cfg, prior, cfg.em.final)
         if isinstance(scans, ScanSet):
-            step = by_prior(prior, sampler, seed, files, images, batch_size=batch_size)
+            step = by_prior(prior, sampler, seed, files, images, batch_size=batch_size, average=average)
         else:
             parts = scans.corrupted_parts(held_out=cfg.loader.val_items)
-            step = restoration(prior, sampler, seed, parts, folder=images, batch_size=batch_size)
+            step = restoration(prior, sampler, seed, parts, folder=images, batch_size=batch_size, average=average)
         card = {"method": sampler.name, "steps": sampler.steps, "sigma_max": sampler.sigma_max, "seed": seed}
         card["weights"] = _digest(prior)
         if isinstance(sampler, WithLocalError):
             card["error"] = sampler.error
         if isinstance(sampler, SplitGibbs) and sampler.final != "sample":
             card["final"] = sampler.final
+        if average > 1:
+            card["average"] = average
     if is_first():
         claim(images, card)
         own = draw_of(scans.manifest)

@@ -5,11 +5,12 @@
 Simulated multi-coil k-space of magnitude images of heads (subjects are split; phantoms where there is no data folder,
 and the records say so). Each objective trains the same network on the same scans, and sees the same number of training
 images over its whole chain: EM spends two fifths of them on an ambient run of its own and the rest on its M-steps;
-``wavelet_em`` begins with L1-wavelet images in place of an ambient run, in rounds of equal length.
-Every training is ``python -m ambient_mri.train`` in a process of its own. All are scored on held-out subjects at
-R = 2, 4, 6, 8; A-DPS is tuned on other held-out subjects, with their references. What is finished is never done again:
-the same command goes on after an interruption, inside a training as well. OUT/priors.json alone is enough to go on with
-the runs that it does not hold yet: a run whose scores are there is not trained again.
+``em_mean`` is EM whose last M-step learns from means of a few posterior samples; ``wavelet_em`` begins with L1-wavelet
+images in place of an ambient run, in rounds of equal length. Every training is ``python -m ambient_mri.train`` in a
+process of its own. All are scored on held-out subjects at R = 2, 4, 6, 8; A-DPS is tuned on other held-out subjects,
+with their references. What is finished is never done again: the same command goes on after an interruption, inside a
+training as well. OUT/priors.json alone is enough to go on with the runs that it does not hold yet: a run whose scores
+are there is not trained again.
 
     --budget gpu        128 x 128, a GPU
     --budget cpu        64 x 64, about a night on one core
@@ -22,6 +23,7 @@ Results: OUT/priors.json (records), OUT/priors.md (tables), OUT/figures/.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -59,7 +61,9 @@ from ambient_mri.training.sources import ScanSet
 
 BENCHMARK = "priors"
 # Objectives whose run folder holds rounds.
-ROUNDS = ("em", "wavelet_em", "wavelet_edm")
+ROUNDS = ("em", "em_mean", "wavelet_em", "wavelet_edm")
+# Those that begin with an ambient run of their own chain.
+AFTER_AMBIENT = ("em", "em_mean")
 
 
 def train(run: Run, budget: Budget, out: Path, *, compiled: bool = False) -> bool:
@@ -67,7 +71,7 @@ def train(run: Run, budget: Budget, out: Path, *, compiled: bool = False) -> boo
     folder = out / "runs" / run.name
     if finished(folder):
         return True
-    em = run.objective == "em"
+    em = run.objective in AFTER_AMBIENT
     if em and not train(first_run(run), budget, out, compiled=compiled):
         return False
     overrides = [
@@ -82,7 +86,23 @@ def train(run: Run, budget: Budget, out: Path, *, compiled: bool = False) -> boo
     if run.objective in ROUNDS:
         overrides += [f"em.assess.slices={min(16, budget.slices)}", f"em.assess.samples={min(4, budget.samples)}"]
         overrides += [f"em.assess.val_volumes={min(8, budget.slices)}"]
+    if run.objective == "em_mean":
+        take_over(out / "runs" / replace(run, objective="em").name, folder, rounds=budget.em_rounds - 1)
     return train_once(folder, overrides)
+
+
+def take_over(source: Path, target: Path, *, rounds: int) -> None:
+    """Copy the first rounds of a finished EM run into a folder that is not there yet: what differs comes after them."""
+    if target.exists() or not finished(source):
+        return
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for number in range(rounds + 1):
+        for path in sorted(source.glob(f"round_{number}*")):
+            copy = shutil.copytree if path.is_dir() else shutil.copy2
+            copy(path, partial / path.name)
+    partial.rename(target)
 
 
 class Evaluation(TrainedEvaluation[Budget]):
@@ -193,7 +213,7 @@ class Evaluation(TrainedEvaluation[Budget]):
         folders = [self.out / "runs" / run.name]
         if run.objective in ROUNDS:
             folders = sorted(folders[0].glob("round_*/"))
-        if run.objective == "em":
+        if run.objective in AFTER_AMBIENT:
             folders.append(self.out / "runs" / first_run(run).name)
         cards = [json.loads((folder / "prior" / "prior.json").read_text()) for folder in folders]
         factors = {"case": "training", "method": run.objective, "noise_std": run.noise_std}

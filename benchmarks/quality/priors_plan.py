@@ -9,6 +9,8 @@ from pathlib import Path
 __all__ = ["ACCELERATIONS", "BUDGETS", "Budget", "Run", "acs_lines", "data_overrides", "data_root", "first_run", "plan"]
 
 ACCELERATIONS = (2, 4, 6, 8)
+# Posterior samples whose mean ``em_mean`` learns from in its last round.
+EM_AVERAGE = 3
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Budget:
     def steps_of(self, objective: str) -> int:
         """Steps of one training: the whole chain, or its share where a chain has several."""
         equal = self.steps // (self.em_rounds + 1)
-        shares = {"em": self.em_steps, "em_first": self.em_first_steps, "wavelet_em": equal}
+        shares = {"em": self.em_steps, "em_mean": self.em_steps, "em_first": self.em_first_steps, "wavelet_em": equal}
         return shares.get(objective, self.steps)
 
 
@@ -131,7 +133,8 @@ def plan(budget: Budget) -> list[Run]:
     simple = {
         name: (f"objective={name}",) for name in ("ambient", "ambient_published", "ssdu", "ssdu_weighted", "supervised")
     }
-    runs = [Run("ambient", 4, 0.01, simple["ambient"]), Run("em", 4, 0.01, em)]
+    em_mean = (*em, f"em.average={EM_AVERAGE}")
+    runs = [Run("ambient", 4, 0.01, simple["ambient"]), Run("em", 4, 0.01, em), Run("em_mean", 4, 0.01, em_mean)]
     runs += [Run(n, 4, 0.01, simple[n]) for n in ("supervised", "ambient_published", "ssdu_weighted", "ssdu")]
     runs += [Run("wavelet_edm", 4, 0.01, wavelet), Run("wavelet_em", 4, 0.01, wavelet_em)]
     for acceleration in (2, 6, 8):

@@ -26,6 +26,7 @@ MATRIX = {"em": "split_gibbs/mean", "ambient_published": "adps/mean", "supervise
 # What EM is compared with, case by case.
 RIVALS = (
     "supervised",
+    "em_mean",
     "ambient",
     "ambient_published",
     "ssdu_weighted",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +16,10 @@ from ambient_mri.data.schema import write_prepared
 from ambient_mri.denoiser import Denoiser
 from ambient_mri.prior import Prior, build_model
 from ambient_mri.sampling import make_sampler
+from ambient_mri.sampling.base import Sampler, SamplerResult
 from ambient_mri.tensors import complex_randn, keyed_generator
 from ambient_mri.training import em
-from ambient_mri.training.em import expectation
+from ambient_mri.training.em import expectation, reconstruct_rows
 from ambient_mri.training.error_curve import error_curve
 from tests.training.conftest import make_scan
 
@@ -56,6 +59,31 @@ def test_the_result_does_not_depend_on_the_batch_size(tmp_path: Path, kind: str,
     ]
     assert np.isfinite(images[0]).all()
     assert np.allclose(images[0], images[1], atol=2e-4 * np.abs(images[0]).max())
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_an_average_is_the_mean_of_that_many_draws(lines: bool) -> None:
+    scan, _ = make_scan("volume", slices=2)
+    m, model, method = scan.measurement(slice(0, 2)), prior("clean"), make_sampler("split_gibbs", steps=4)
+    if not lines:
+        method = make_sampler("split_gibbs", steps=4, data_step="conjugate_gradient")
+    draws: list[torch.Tensor] = []
+    own = type(method).sample
+
+    def watched(self: Sampler, *arguments: Any, **options: Any) -> SamplerResult:
+        draws.append(own(self, *arguments, **options).x)
+        return SamplerResult(draws[-1])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(method), "sample", watched)
+        single = reconstruct_rows(model, m, method, 0)
+        mean = reconstruct_rows(model, m, method, 0, 3)
+    assert len(draws) == 4 and torch.equal(single, draws[0])
+    assert torch.allclose(mean, (draws[1] + draws[2] + draws[3]) / 3, atol=1e-6)
+    apart = [float((a - b).norm() / a.norm()) for a, b in combinations(draws[1:], 2)]
+    assert min(apart) > 0.01, "every draw is another sample"
+    with pytest.raises(AmbientMRIError, match="average at least one"):
+        reconstruct_rows(model, m, method, 0, 0)
 
 
 def test_finished_volumes_are_kept(tmp_path: Path) -> None:

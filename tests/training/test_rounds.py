@@ -84,6 +84,14 @@ def test_samples_without_their_last_noise(scan_folder: Path, straight: Path, tmp
         rounds(scan_folder, tmp_path / "other", f"init={first}", "em.rounds=1", "em.final=median")
 
 
+def test_the_last_round_may_learn_from_means_of_samples(scan_folder: Path, ambient_run: Path, tmp_path: Path) -> None:
+    rounds(scan_folder, tmp_path / "run", f"init={ambient_run}", "em.average=3")
+    made_by = [json.loads((tmp_path / f"run/round_{k}/reconstructions/made_by.json").read_text()) for k in (1, 2)]
+    assert "average" not in made_by[0] and made_by[1]["average"] == 3
+    with pytest.raises(AmbientMRIError, match=r"em\.average must be at least 1; got 0"):
+        rounds(scan_folder, tmp_path / "other", f"init={ambient_run}", "em.average=0")
+
+
 KILLED = """
 import os, signal
 from ambient_mri.training import estep
