@@ -50,7 +50,7 @@ class LocalError:
     def __init__(self, steps: int) -> None:
         self._new = min(0.5, 1 / (_REACH * steps))
         self._rho = self._before = self._noise = torch.empty(0)
-        self._fresh = 1.0
+        self._fresh: float | Tensor = 1.0
 
     def share(self, denoised: Tensor, level: Level) -> Tensor:
         """rho, (b, 1, H, W) and of mean one, given D(x_t) of this level, (b, C, H, W)."""
@@ -64,7 +64,7 @@ class LocalError:
         positive = self._rho.clamp_min(_SMALLEST)
         return positive / positive.mean(dim=(1, 2, 3), keepdim=True)
 
-    def remember(self, noise: Tensor, fresh: float) -> None:
+    def remember(self, noise: Tensor, fresh: float | Tensor) -> None:
         """``fresh`` sigma_next ``noise`` was added to the state: white noise of unit variance per real part."""
         self._noise, self._fresh = noise, fresh
 
@@ -94,8 +94,8 @@ class WithLocalError(Sampler):
         share = problem.memory.setdefault("local error", LocalError(self.steps)).share(denoised, level)
         return per_row(level.r_t, denoised) * share.sqrt(), per_row(level.lam, denoised) / share
 
-    def add_noise(self, problem: Problem, level: Level, x: Tensor, fresh: float = 1.0) -> Tensor:
-        """``x`` and white noise of ``fresh`` sigma_next."""
+    def add_noise(self, problem: Problem, level: Level, x: Tensor, fresh: float | Tensor = 1.0) -> Tensor:
+        """``x`` and white noise of ``fresh`` sigma_next; ``fresh`` a number or (b,)."""
         noise = problem.image_noise()
         if "local error" in problem.memory:
             problem.memory["local error"].remember(noise, fresh)

@@ -1,12 +1,21 @@
 r"""Split Gibbs sampling, the default: in turns the prior, one denoiser call, and the exact linear-Gaussian data step.
 
-With white e1 (in the space of y), e2 and e3 (image), lam_t = noise_std^2 / r_t^2:
+With white e1 (in the space of y), e2 and e3 (image), lam_t = noise_std^2 / r_t^2, and a share eta of fresh noise,
 
-    ( A^H A + lam_t I ) x' = A^H ( y + noise_std e1 ) + lam_t ( D(x_t) + r_t e2 ) ,  x_next = x' + sigma_next e3
+    ( A^H A + lam_t I ) x' = A^H ( y + noise_std e1 ) + lam_t ( D(x_t) + (1 - 0.8 k) r_t e2 )
+    x_next = x' + k ( x_t - D(x_t) ) + sigma_next sqrt( 1 - kappa^2 ) e3 ,   k = kappa sigma_next / sigma
+    kappa = sqrt( 1 - eta^2 ) / ( 1 + ( 3 noise_std / sigma_next )^2 )
 
-x' is an exact draw of x0 given y and the belief x0 ~ N(D(x_t), r_t^2): "perturb and solve" gives it for the price of
-one linear solve. Nothing is propagated back through the network. With error = "local", r_t is one for each pixel,
-learned from e3 as the ladder goes down (:mod:`ambient_mri.sampling.local_error`).
+eta = 1 is the Gibbs sampler: x' is an exact draw of x0 given y and the belief x0 ~ N(D(x_t), r_t^2), "perturb and
+solve", and all noise is new. The belief is white; what a network errs is not, and the structure in it is lost at every
+level: samples come out too smooth. With eta < 1 the state keeps some of its noise and what that says of x0, and draws
+the less. Without data, for Gaussian x0 and g = dD/dx_t, x_next has its law for every eta if it draws (1 - k) r_t e2:
+D + (1 - k) r_t e2 lacks g sigma^2 (1 - (1 - k)^2) of the variance of x0, the kept noise g k^2 sigma^2 of its own, and
+what they share, 2 g k sigma^2, makes up for both. Data take a part of what they share, and the kept noise leans towards
+them: 0.8 gives samples the variance of the exact posterior in the closed form (benchmarks/quality/oracle.py), and below
+the noise of the data, where Gibbs steps redraw what these determine, nothing is kept. Nothing is propagated back
+through the network. With error = "local", r_t is one for each pixel, learned from e3 as the ladder goes down
+(:mod:`ambient_mri.sampling.local_error`).
 
 Where A is the identity, y is itself a state of the diffusion at sigma = noise_std, and p(x0 | y) is what the reverse
 diffusion makes of it. The chain starts at y, and with q = (sigma_next / sigma)^2 the next state is a draw given the
@@ -17,29 +26,34 @@ belief x0 ~ N(D(x_t), r_t^2):
 Reference: Wu et al. 2024, arXiv:2405.18782 (PnP-DM); Zhang et al. 2024, arXiv:2407.01521 (DAPS), both for linear A.
 For A = 1: Bao et al. 2022, arXiv:2201.06503 (Analytic-DPM), the reverse variance with the denoiser's own.
 Differs: 1. the prior step is one denoiser call with its posterior variance r_t^2, not a reverse diffusion. 2. r_t comes
-from the prior's error curve where it has one. 3. the local error.
+from the prior's error curve where it has one. 3. the local error. 4. eta; kept noise as in DDIM (Song et al.
+2021, arXiv:2010.02502, equation 12) and DDS (arXiv:2303.05754), which have no draw.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ambient_mri._checks import check_option
+from ambient_mri._checks import check_option, require
 from ambient_mri.denoiser import AmbientDenoiser
 from ambient_mri.noise import karras_ladder
 from ambient_mri.operators.base import Identity
 from ambient_mri.sampling.base import Callback, SamplerResult
 from ambient_mri.sampling.conjugate_gradient_step import ConjugateGradientStep
+from ambient_mri.sampling.data_step import Slack
 from ambient_mri.sampling.local_error import WithLocalError
 from ambient_mri.sampling.problem import Level, Problem
 from ambient_mri.tensors import per_row
 
 __all__ = ["SplitGibbs"]
 
+# Of k, what the draw leaves out, and sigma in units of noise_std where kept noise fades (module docstring).
+_SHARED, _FADE = 0.8, 3.0
 # In a problem's memory: whether its chains are reverse diffusions.
 _REVERSE = "reverse diffusion"
 
@@ -49,6 +63,7 @@ class SplitGibbs(WithLocalError):
 
     Args:
         steps: Number of noise levels.
+        eta: Share of fresh noise, above 0; 1 is the Gibbs sampler.
         final: ``"sample"``: the last step is perturbed like every other, and the result is a sample. ``"mean"``: it is
             not, and the result is the mean of x0 given y and the last state, with less noise and too small a variance.
         options: Of :class:`WithLocalError`.
@@ -58,10 +73,11 @@ class SplitGibbs(WithLocalError):
 
     name: ClassVar[str] = "split_gibbs"
 
-    def __init__(self, steps: int = 50, *, final: str = "sample", **options: Any) -> None:
+    def __init__(self, steps: int = 50, *, eta: float = 0.85, final: str = "sample", **options: Any) -> None:
         super().__init__(steps, **options)
+        require(0 < eta <= 1, f"eta must lie between 0 and 1, 1 included; got {eta}.")
         check_option("final", final, ("sample", "mean"))
-        self.final = final
+        self.eta, self.final = eta, final
 
     def step(self, problem: Problem, level: Level, x_t: Tensor) -> Tensor:
         data, guess = problem.backprojection, problem.denoise(x_t, level.sigma)
@@ -70,9 +86,21 @@ class SplitGibbs(WithLocalError):
         r_t, lam = self.belief(problem, level, guess)
         if level.last and self.final == "mean":
             return problem.data_step(data, guess, lam, level.rtol)
-        guess = guess + r_t * problem.image_noise()
-        x = problem.perturbed_step(data, guess, problem.noise_std, lam, level.rtol, level.slack)
-        return x if level.last else self.add_noise(problem, level, x)
+        kappa = self._kept(level)
+        kept = kappa * level.sigma_next / level.sigma
+        drawn, fresh = 1 - _SHARED * kept, (1 - kappa.square()).sqrt()
+        noisy = guess + per_row(drawn, guess) * r_t * problem.image_noise()
+        slack = None if level.slack is None else Slack(drawn * level.slack.noise_std, fresh * level.slack.added)
+        x = problem.perturbed_step(data, noisy, problem.noise_std, lam, level.rtol, slack)
+        if level.last:
+            return x
+        return self.add_noise(problem, level, x + per_row(kept, x) * (x_t - guess), fresh)
+
+    def _kept(self, level: Level) -> Tensor:
+        """kappa, (b,); zero at the last level."""
+        noise = level.lam.sqrt() * level.r_t  # that of the data, floored
+        square = level.sigma_next.square()
+        return math.sqrt(1 - self.eta**2) * square / (square + (_FADE * noise).square())
 
     def _reverse_step(self, problem: Problem, level: Level, x_t: Tensor, denoised: Tensor) -> Tensor:
         """A draw of the next state without a data step, for A = 1."""

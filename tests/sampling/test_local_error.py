@@ -68,7 +68,7 @@ def test_colours_share_one_error_and_real_images_have_one_part(channels: int) ->
 
 
 def test_a_step_with_an_error_for_each_pixel_is_its_equation() -> None:
-    """(A^H A + lam / rho) x' = A^H (y + noise_std e1) + (lam / rho) (D + r_t sqrt(rho) e2)"""
+    """(A^H A + lam / rho) x' = A^H (y + noise_std e1) + (lam / rho) (D + (1 - 0.8 k) r_t sqrt(rho) e2)"""
     world, rows = GaussianWorld.object_in_an_empty_field(SIZE), 2
     operator, generator = small_sense(), keyed_generator("scene")
     y = operator.forward(world.draw(rows, generator))
@@ -78,7 +78,7 @@ def test_a_step_with_an_error_for_each_pixel_is_its_equation() -> None:
     streams = [keyed_generator("step", i) for i in range(rows)]
     noise_std, solver = torch.full((rows,), 0.01, dtype=torch.float64), ConjugateGradientStep(operator, slices=rows)
     problem = Problem(denoiser, operator, y, noise_std, streams, operator.adjoint(y), solver)
-    sampler, now = SplitGibbs(5), level(sigma, r_t)
+    sampler, now = SplitGibbs(5, eta=0.6), level(sigma, r_t)
     states = [world.draw(rows, generator) + complex_randn((rows, 1, SIZE, SIZE), generator=generator) for _ in range(2)]
     sampler.step(problem, now, states[0])
     assert solver.iterations > 0
@@ -91,14 +91,18 @@ def test_a_step_with_an_error_for_each_pixel_is_its_equation() -> None:
     streams = [keyed_generator("again", i) for i in range(rows)]
     e2 = randn_like_rows(y[:, :1], streams)
     weights = now.lam.reshape(-1, 1, 1, 1) / share
-    guess = denoiser(states[1], sigma) + r_t.reshape(-1, 1, 1, 1) * share.sqrt() * e2
+    kappa = 0.8 / (1 + (0.03 / (0.7 * sigma)) ** 2)  # sqrt(1 - 0.6^2), fading where sigma_next is 3 noise_std
+    k, fresh = 0.7 * kappa, 0.7 * sigma * (1 - kappa**2).sqrt()
+    denoised = denoiser(states[1], sigma)
+    guess = denoised + ((1 - 0.8 * k) * r_t).reshape(-1, 1, 1, 1) * share.sqrt() * e2
     data = operator.adjoint(y + 0.01 * MeasurementNoise(operator, y).draw(streams))
     matrix = dense_matrix(operator, (1, SIZE, SIZE))
     for row in range(rows):
         system = matrix.mH @ matrix + torch.diag(weights[row].flatten()).to(matrix.dtype)
         right = (data[row] + weights[row] * guess[row]).flatten()
         expected = torch.linalg.solve(system, right).reshape(1, SIZE, SIZE)
-        expected = expected + 0.7 * sigma[row] * randn_like_rows(y[row : row + 1, :1], streams[row : row + 1])[0]
+        expected = expected + k[row] * (states[1][row] - denoised[row])
+        expected = expected + fresh[row] * randn_like_rows(y[row : row + 1, :1], streams[row : row + 1])[0]
         assert torch.allclose(found[row], expected, atol=1e-7)
 
 

@@ -145,19 +145,23 @@ def dense_data_step(s: Scene, data: Tensor, guess: Tensor, lam: Tensor) -> Tenso
     return torch.stack(rows).reshape(guess.shape)
 
 
-@pytest.mark.parametrize("last", [False, True])
-def test_a_split_gibbs_step_is_its_equation(last: bool) -> None:
+@pytest.mark.parametrize(("last", "eta"), [(False, 1.0), (False, 0.85), (True, 0.85)])
+def test_a_split_gibbs_step_is_its_equation(last: bool, eta: float) -> None:
     problem, level, x_t, s = problem_and_level(last)
     problem.data_step = ConjugateGradientStep(problem.operator, slices=TRUTHS)
     level = replace(level, rtol=torch.full_like(level.rtol, 1e-11))
-    found = SplitGibbs().step(problem, level, x_t)
+    found = SplitGibbs(eta=eta).step(problem, level, x_t)
     streams = [keyed_generator("step", i) for i in range(TRUTHS)]
     e2 = randn_like_rows(x_t, streams)
     e1 = MeasurementNoise(problem.operator, s.y).draw(streams)
-    guess = problem.denoiser(x_t, level.sigma) + per_row(level.r_t, x_t) * e2
+    denoised = problem.denoiser(x_t, level.sigma)
+    kappa = torch.zeros_like(level.sigma) if last else math.sqrt(1 - eta**2) / (1 + (0.15 / level.sigma_next) ** 2)
+    k = kappa * level.sigma_next / level.sigma
+    guess = denoised + per_row((1 - 0.8 * k) * level.r_t, x_t) * e2
     expected = dense_data_step(s, s.y + 0.05 * e1, guess, level.lam)
     if not last:
-        expected = expected + per_row(level.sigma_next, x_t) * randn_like_rows(x_t, streams)
+        fresh = per_row(level.sigma_next * (1 - kappa**2).sqrt(), x_t) * randn_like_rows(x_t, streams)
+        expected = expected + per_row(k, x_t) * (x_t - denoised) + fresh
     assert torch.allclose(found, expected, atol=1e-8)
 
 
