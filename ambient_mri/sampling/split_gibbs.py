@@ -63,7 +63,8 @@ class SplitGibbs(WithLocalError):
 
     Args:
         steps: Number of noise levels.
-        eta: Share of fresh noise, above 0; 1 is the Gibbs sampler.
+        eta: Share of fresh noise, above 0; 1 is the Gibbs sampler. With 0.85 means are better and samples wider where
+            A, noise_std and the prior are right; what is kept leans towards the data, also where these are wrong.
         final: ``"sample"``: the last step is perturbed like every other, and the result is a sample. ``"mean"``: it is
             not, and the result is the mean of x0 given y and the last state, with less noise and too small a variance.
         options: Of :class:`WithLocalError`.
@@ -73,7 +74,7 @@ class SplitGibbs(WithLocalError):
 
     name: ClassVar[str] = "split_gibbs"
 
-    def __init__(self, steps: int = 50, *, eta: float = 0.85, final: str = "sample", **options: Any) -> None:
+    def __init__(self, steps: int = 50, *, eta: float = 1.0, final: str = "sample", **options: Any) -> None:
         super().__init__(steps, **options)
         require(0 < eta <= 1, f"eta must lie between 0 and 1, 1 included; got {eta}.")
         check_option("final", final, ("sample", "mean"))
@@ -86,12 +87,22 @@ class SplitGibbs(WithLocalError):
         r_t, lam = self.belief(problem, level, guess)
         if level.last and self.final == "mean":
             return problem.data_step(data, guess, lam, level.rtol)
+        if self.eta == 1:
+            guess = guess + r_t * problem.image_noise()
+            x = problem.perturbed_step(data, guess, problem.noise_std, lam, level.rtol, level.slack)
+            return x if level.last else self.add_noise(problem, level, x)
+        return self._keeping_step(problem, level, x_t, guess, r_t, lam)
+
+    def _keeping_step(
+        self, problem: Problem, level: Level, x_t: Tensor, guess: Tensor, r_t: Tensor, lam: Tensor
+    ) -> Tensor:
+        """A step that keeps a part of the noise of x_t."""
         kappa = self._kept(level)
         kept = kappa * level.sigma_next / level.sigma
         drawn, fresh = 1 - _SHARED * kept, (1 - kappa.square()).sqrt()
         noisy = guess + per_row(drawn, guess) * r_t * problem.image_noise()
         slack = None if level.slack is None else Slack(drawn * level.slack.noise_std, fresh * level.slack.added)
-        x = problem.perturbed_step(data, noisy, problem.noise_std, lam, level.rtol, slack)
+        x = problem.perturbed_step(problem.backprojection, noisy, problem.noise_std, lam, level.rtol, slack)
         if level.last:
             return x
         return self.add_noise(problem, level, x + per_row(kept, x) * (x_t - guess), fresh)

@@ -189,8 +189,8 @@ def _e_step(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior | None, i
         card["weights"] = _digest(prior)
         if isinstance(sampler, WithLocalError):
             card["error"] = sampler.error
-        if isinstance(sampler, SplitGibbs):
-            card |= {"eta": sampler.eta, "final": sampler.final}
+        if isinstance(sampler, SplitGibbs) and sampler.final != "sample":
+            card["final"] = sampler.final
         if average > 1:
             card["average"] = average
     if is_first():

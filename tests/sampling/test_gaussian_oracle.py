@@ -426,15 +426,22 @@ def test_every_sampler_is_selected_by_its_name() -> None:
 @pytest.mark.parametrize("noise_std", [0.01, 0.05])
 @pytest.mark.parametrize("lines", [(0, 7, 8, 14), (7, 8)], ids=["R = 4", "R = 8"])
 @pytest.mark.parametrize(
-    ("error", "steps", "low", "high"),
-    [("local", 50, 0.9, 1.1), ("local", 200, 0.95, 1.05), ("white", 50, 0.9, 1.1), ("white", 200, 0.945, 1.05)],
+    ("eta", "error", "steps", "low", "high"),
+    [
+        (1.0, "local", 50, 0.9, 1.1),
+        (1.0, "local", 200, 0.95, 1.05),
+        (1.0, "white", 50, 0.9, 1.1),
+        (1.0, "white", 200, 0.945, 1.05),
+        (0.85, "local", 50, 0.9, 1.1),
+        (0.85, "local", 200, 0.95, 1.05),
+    ],
 )
 def test_split_gibbs_has_the_mean_spectrum_and_coverage_of_the_posterior(
-    lines: tuple[int, ...], noise_std: float, error: str, steps: int, low: float, high: float
+    lines: tuple[int, ...], noise_std: float, eta: float, error: str, steps: int, low: float, high: float
 ) -> None:
     """With one error for all pixels the samples are a percent narrower than with an error for each: .9485 at worst."""
     s = PosteriorScene.make(16, noise_std, lines=lines, truths=4)
-    found = s.scores(s.run(make_sampler("split_gibbs", steps=steps, error=error), 48)[0])
+    found = s.scores(s.run(make_sampler("split_gibbs", steps=steps, error=error, eta=eta), 48)[0])
     assert found["nrmse"] < 1.03 and low < found["variance"] < high
     # The widest axes, those that nothing measured, are the last to fill.
     along = [found[f"spectrum_{i}"] for i in range(1, 5)]

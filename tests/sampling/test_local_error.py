@@ -133,6 +133,7 @@ def test_inpainting_and_denoising_have_no_worse_a_posterior() -> None:
     [
         (lambda: SplitGibbs(error="pink"), "error must be one of"),
         (lambda: DDS(eta=0.0, error="local"), "eta must be positive"),
+        (lambda: SplitGibbs(eta=0.0), "eta must lie between 0 and 1, 1 included; got 0"),
     ],
 )
 def test_bad_options_are_named(make: Any, message: str) -> None:
