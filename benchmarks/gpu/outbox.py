@@ -11,6 +11,7 @@ import logging
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,6 +36,9 @@ _REPORT = (
     "records/*.md",
     "figures/*.png",
 )
+
+# Python 3.11 has filters from 3.11.4 on; the archives are our own, with or without.
+_FILTER: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 
 def deliver(state: Path, out: Path) -> list[str]:
@@ -75,7 +79,7 @@ def restore(folder: Path, state: Path) -> list[str]:
             continue
         content = b"".join(p.read_bytes() for p in sorted(folder.glob(f"{name}.tar*")))
         with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-            archive.extractall(target, filter="data")
+            archive.extractall(target, **_FILTER)
         # A plan without its checkpoint cannot be gone on with: the optimiser restarts from these weights.
         if not (target / "done.json").is_file():
             (target / "plan.json").unlink(missing_ok=True)
