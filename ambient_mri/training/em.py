@@ -53,7 +53,16 @@ from ambient_mri.tensors import keyed_generator
 from ambient_mri.training.draws import Draw, draw_of, draws_of_card, mask_digest, record_draws
 from ambient_mri.training.sources import progress
 
-__all__ = ["METHODS", "Reconstruct", "claim", "expectation", "mean_of", "reconstruct_rows", "reconstruct_volume"]
+__all__ = [
+    "METHODS",
+    "Reconstruct",
+    "claim",
+    "expectation",
+    "maker",
+    "mean_of",
+    "reconstruct_rows",
+    "reconstruct_volume",
+]
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +108,7 @@ def expectation(
     require(len(scans) > 0, "the E-step got no prepared scan.", DataError)
     folder.mkdir(parents=True, exist_ok=True)
     device = next(prior.model.parameters()).device
-    made_by = f"E-step, {sampler.name}, prior {prior.name}" + (f", mean of {average}" if average > 1 else "")
+    made_by = maker(prior, sampler, average)
     _record_draws(prior, scans, folder)
     for path in progress(scans):
         reconstruct_volume(
@@ -204,6 +213,11 @@ def reconstruct_rows(prior: Prior, m: Measurement, sampler: Sampler, seed: int, 
         return found.x
 
     return mean_of(draw, average)
+
+
+def maker(prior: Prior, sampler: Sampler, average: int) -> str:
+    """What image files say they are made by."""
+    return f"E-step, {sampler.name}, prior {prior.name}" + (f", mean of {average}" if average > 1 else "")
 
 
 def mean_of(draw: Callable[[], Tensor], count: int) -> Tensor:

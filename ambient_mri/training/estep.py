@@ -9,7 +9,7 @@ import torch
 
 from ambient_mri.prior import Prior
 from ambient_mri.sampling.base import Sampler
-from ambient_mri.training.em import METHODS, Reconstruct, reconstruct_rows, reconstruct_volume
+from ambient_mri.training.em import METHODS, Reconstruct, maker, reconstruct_rows, reconstruct_volume
 from ambient_mri.training.shared_work import SharedWork
 
 __all__ = ["by_method", "by_prior"]
@@ -32,7 +32,7 @@ def by_prior(
         lambda m: reconstruct_rows(prior, m, sampler, seed, average),
         scans,
         folder,
-        made_by=f"E-step, {sampler.name}, prior {prior.name}",
+        made_by=maker(prior, sampler, average),
         batch_size=batch_size,
         models=[prior.model],
     )

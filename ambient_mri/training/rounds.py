@@ -96,6 +96,10 @@ def expectation_maximisation(cfg: DictConfig) -> Path:
     scans = image_split(cfg) if images else scan_set(cfg, run_dir)
     require_chain(cfg, draw_of(scans.manifest), run_dir)
     first = find_prior(cfg.init) if cfg.em.first == "prior" else None
+    require(
+        cfg.em.average == 1 or cfg.em.rounds > 1 or (first is not None and load_prior(first).kind == "clean"),
+        "em.average are posterior samples of a clean prior, and the first round has none: give em.rounds=2 or more.",
+    )
     if first is not None:
         _assess(cfg, scans, load_prior(first, compile=cfg.training.compile), run_dir, 0)
     history: list[dict[str, Any]] = []

@@ -99,9 +99,10 @@ def take_over(source: Path, target: Path, *, rounds: int) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     for number in range(rounds + 1):
-        for path in sorted(source.glob(f"round_{number}*")):
-            copy = shutil.copytree if path.is_dir() else shutil.copy2
-            copy(path, partial / path.name)
+        for path in sorted(source.glob("round_*")):
+            if path.stem == f"round_{number}":
+                copy = shutil.copytree if path.is_dir() else shutil.copy2
+                copy(path, partial / path.name)
     partial.rename(target)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -90,6 +91,10 @@ def test_the_last_round_may_learn_from_means_of_samples(scan_folder: Path, ambie
     assert "average" not in made_by[0] and made_by[1]["average"] == 3
     with pytest.raises(AmbientMRIError, match=r"em\.average must be at least 1; got 0"):
         rounds(scan_folder, tmp_path / "other", f"init={ambient_run}", "em.average=0")
+    with pytest.raises(AmbientMRIError, match="the first round has none"):
+        rounds(scan_folder, tmp_path / "single", f"init={ambient_run}", "em.average=3", "em.rounds=1")
+    with h5py.File(next((tmp_path / "run/round_2/reconstructions").glob("*.h5"))) as file:
+        assert str(file.attrs["made_by"]).endswith("mean of 3")
 
 
 KILLED = """
