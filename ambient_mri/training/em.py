@@ -46,9 +46,10 @@ from ambient_mri.masks import ObservedMasks
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators import solve_regularized
 from ambient_mri.prior import Prior, load_prior
-from ambient_mri.sampling import make_sampler
+from ambient_mri.sampling import SplitGibbs, make_sampler
 from ambient_mri.sampling.ambient import ambient_denoiser
 from ambient_mri.sampling.base import Sampler
+from ambient_mri.sampling.local_error import WithLocalError
 from ambient_mri.tensors import keyed_generator
 from ambient_mri.training.draws import Draw, draw_of, draws_of_card, mask_digest, record_draws
 from ambient_mri.training.sources import progress
@@ -56,15 +57,20 @@ from ambient_mri.training.sources import progress
 __all__ = [
     "METHODS",
     "Reconstruct",
+    "StepSettings",
     "claim",
     "expectation",
     "maker",
     "mean_of",
     "reconstruct_rows",
     "reconstruct_volume",
+    "settings_of",
 ]
 
 log = logging.getLogger(__name__)
+
+# What the images of a folder are made with, as it is recorded there.
+StepSettings: TypeAlias = dict[str, str | int | float | None]
 
 # One image a row of a measurement, (b, 1, H, W), in scaled units.
 Reconstruct: TypeAlias = Callable[[Measurement], Tensor]
@@ -103,10 +109,11 @@ def expectation(
         The image files, in the order of ``scans``.
 
     Raises:
-        DataError: If there is no scan.
+        DataError: If there is no scan, or the folder holds images that were made otherwise.
     """
     require(len(scans) > 0, "the E-step got no prepared scan.", DataError)
     folder.mkdir(parents=True, exist_ok=True)
+    claim(folder, settings_of(prior, sampler, seed, average))
     device = next(prior.model.parameters()).device
     made_by = maker(prior, sampler, average)
     _record_draws(prior, scans, folder)
@@ -167,11 +174,25 @@ def _draw_of_scans(scan: Path) -> Draw | None:
     return draw_of(json.loads(stored.read_text())) if stored.is_file() else None
 
 
-def claim(folder: Path, settings: dict[str, str | int | float | None]) -> None:
+def settings_of(prior: Prior, sampler: Sampler, seed: int, average: int = 1) -> StepSettings:
+    """What :func:`claim` records of an E-step under a prior: all that its images depend on besides the scans."""
+    found: StepSettings = {"method": sampler.name, "steps": sampler.steps, "sigma_max": sampler.sigma_max, "seed": seed}
+    found["weights"] = prior.weights_hash()
+    if isinstance(sampler, WithLocalError):
+        found["error"] = sampler.error
+    if isinstance(sampler, SplitGibbs):
+        found |= {"final": sampler.final} if sampler.final != "sample" else {}
+        found |= {"eta": sampler.eta} if sampler.eta != 1 else {}
+    if average > 1:
+        found["average"] = average
+    return found
+
+
+def claim(folder: Path, settings: StepSettings) -> None:
     """Record what the images in ``folder`` are made with, so that one folder never holds two kinds.
 
     Raises:
-        DataError: If it holds, or is to hold, images made otherwise.
+        DataError: If it holds images made otherwise.
     """
     stored = folder / "made_by.json"
     if stored.is_file():
@@ -269,6 +290,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         done = _by_prior(options, files)
     else:
         options.out.mkdir(parents=True, exist_ok=True)
+        claim(options.out, {"method": options.method})
         done = [options.out / path.name for path in files]
         for path, target in zip(progress(files, "E-step"), done, strict=True):
             reconstruct_volume(METHODS[options.method], path, target, made_by=f"E-step, {options.method}")

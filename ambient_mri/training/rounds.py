@@ -26,7 +26,6 @@ reconstructions, not with a Gaussian model; 2. the stop rule.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -41,12 +40,11 @@ from ambient_mri._checks import AmbientMRIError, check_option, require
 from ambient_mri.data.datasets import ImageDataset
 from ambient_mri.prior import Prior, load_prior
 from ambient_mri.report.plots import sample_sheet
-from ambient_mri.sampling import SplitGibbs, make_sampler
+from ambient_mri.sampling import make_sampler
 from ambient_mri.sampling.base import Sampler
-from ambient_mri.sampling.local_error import WithLocalError
 from ambient_mri.training.assess import Assessment, Settings, assess
 from ambient_mri.training.draws import draw_of, draws_of_card, record_draws
-from ambient_mri.training.em import METHODS, claim
+from ambient_mri.training.em import METHODS, StepSettings, claim, settings_of
 from ambient_mri.training.estep import by_method, by_prior
 from ambient_mri.training.estimates import evenly_spaced
 from ambient_mri.training.export import find_prior
@@ -181,7 +179,7 @@ def _e_step(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior | None, i
     files = [*scans.train, *scans.val[: cfg.em.assess.val_volumes]] if isinstance(scans, ScanSet) else []
     if prior is None:
         step = by_method(cfg.em.first, files, images, batch_size=batch_size)
-        card: dict[str, Any] = {"method": cfg.em.first}
+        card: StepSettings = {"method": cfg.em.first}
     else:
         sampler = _sampler(cfg, prior, cfg.em.final)
         if isinstance(scans, ScanSet):
@@ -189,14 +187,7 @@ def _e_step(cfg: DictConfig, scans: ScanSet | ImageSplit, prior: Prior | None, i
         else:
             parts = scans.corrupted_parts(held_out=cfg.loader.val_items)
             step = restoration(prior, sampler, seed, parts, folder=images, batch_size=batch_size, average=average)
-        card = {"method": sampler.name, "steps": sampler.steps, "sigma_max": sampler.sigma_max, "seed": seed}
-        card["weights"] = _digest(prior)
-        if isinstance(sampler, WithLocalError):
-            card["error"] = sampler.error
-        if isinstance(sampler, SplitGibbs) and sampler.final != "sample":
-            card["final"] = sampler.final
-        if average > 1:
-            card["average"] = average
+        card = settings_of(prior, sampler, seed, average)
     if is_first():
         claim(images, card)
         own = draw_of(scans.manifest)
@@ -284,15 +275,6 @@ def _words(values: dict[str, Any]) -> str:
     reference = values["with_references"]
     found += [] if reference is None else [f"(with references: PSNR of the mean {reference['psnr_mean']:.2f} dB)"]
     return ", ".join(found)
-
-
-def _digest(prior: Prior) -> str:
-    """Names the weights that an E-step was made with."""
-    found = hashlib.sha256()
-    for name, tensor in prior.model.state_dict().items():
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def _wait() -> None:

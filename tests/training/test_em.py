@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ambient_mri._checks import AmbientMRIError
+from ambient_mri._checks import AmbientMRIError, DataError
 from ambient_mri.data.datasets import ImageDataset, read_images, write_images
 from ambient_mri.data.schema import write_prepared
 from ambient_mri.denoiser import Denoiser
@@ -36,7 +36,9 @@ ARCHITECTURE = {
 def prior(kind: str) -> Prior:
     """An untrained prior: its network gives zero, so that the model is its linear part."""
     architecture = {"kind": kind, **ARCHITECTURE}
-    return Prior(build_model(architecture).eval(), kind, architecture)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Prior(build_model(architecture).eval(), kind, architecture)
 
 
 def scans(folder: Path, count: int = 2) -> list[Path]:
@@ -93,6 +95,48 @@ def test_finished_volumes_are_kept(tmp_path: Path) -> None:
     both = expectation(prior("ambient"), files, tmp_path / "out", sampler=method)
     assert both[0].stat().st_mtime_ns == stamp and both[1].is_file()
     assert len(ImageDataset(both)) == 6
+
+
+def test_a_folder_holds_images_of_one_kind(tmp_path: Path) -> None:
+    """An E-step goes on with the settings that it began with, or says which differ."""
+    scans(tmp_path / "scans")
+    clean = prior("clean").save(tmp_path / "prior")
+    out = tmp_path / "out"
+    arguments = ["--prior", str(clean), "--scans", str(tmp_path / "scans"), "--out", str(out), "--device=cpu"]
+    arguments += ["--steps=2", "--start-sd=1"]
+    em.main([*arguments, "--part=0/2"])
+    (first,) = out.glob("*.h5")
+    stamp = first.stat().st_mtime_ns
+    for other, named in (
+        (["--average=2"], "average"),
+        (["--seed=1"], "seed"),
+        (["--steps=3"], "steps"),
+        (["--final=mean"], "final"),
+        (["--start-sd=2"], "sigma_max"),
+        (["--sampler=dds"], "method"),
+        (["--method=l1_wavelet"], "method"),
+    ):
+        with pytest.raises(DataError, match=rf"out holds images of another E-step: it differs in .*\b{named}\b"):
+            em.main([*arguments, *other])
+    em.main(arguments)
+    assert first.stat().st_mtime_ns == stamp and len(list(out.glob("*.h5"))) == 2
+
+
+def test_what_an_e_step_is_made_with() -> None:
+    """One thing changed is one entry changed."""
+    model, sampler = prior("clean"), make_sampler("split_gibbs", steps=4)
+    own = em.settings_of(model, sampler, 0)
+    assert em.settings_of(prior("clean"), make_sampler("split_gibbs", steps=4), 0) == own
+    others = {
+        "eta": em.settings_of(model, make_sampler("split_gibbs", steps=4, eta=0.8), 0),
+        "average": em.settings_of(model, sampler, 0, 2),
+        "seed": em.settings_of(model, sampler, 1),
+    }
+    with torch.no_grad():
+        next(iter(model.model.parameters())).add_(1)
+    others["weights"] = em.settings_of(model, sampler, 0)
+    for name, other in others.items():
+        assert [k for k in {*own, *other} if own.get(k) != other.get(k)] == [name]
 
 
 def test_no_scans_is_an_error(tmp_path: Path) -> None:
