@@ -71,7 +71,12 @@ def check_option(name: str, value: object, options: Iterable[object]) -> None:
 
 def check_positive(name: str, value: float, *, allow_zero: bool = False) -> None:
     """Raise unless ``value`` is a finite number above zero (or zero, when allowed)."""
-    good = value == value and abs(value) != float("inf") and (value > 0 or (allow_zero and value == 0))
+    good = (
+        not isinstance(value, str)
+        and value == value
+        and abs(value) != float("inf")
+        and (value > 0 or (allow_zero and value == 0))
+    )
     require(good, f"{name} must be {'zero or ' if allow_zero else ''}a positive finite number; got {value!r}.")
 
 

@@ -28,8 +28,8 @@ def atomic_path(path: PathLike) -> Iterator[Path]:
     """
     target = Path(path)
     require(target.parent.is_dir(), f"{target}: the folder {target.parent} does not exist. Make it first.", DataError)
-    # The suffix stays last: some libraries choose the format, or add one, by it.
-    temporary = target.with_name(f".tmp-{uuid4().hex}-{target.name}")
+    # The suffix stays last, in small letters: some libraries choose the format, or add one, by it.
+    temporary = target.with_name(f".tmp-{uuid4().hex}-{target.name.lower()}")
     try:
         yield temporary
         _flush(temporary)

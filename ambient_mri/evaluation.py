@@ -35,13 +35,15 @@ from ambient_mri.data.readers import read_reference
 from ambient_mri.data.writers import read_reconstruction
 from ambient_mri.prior import Prior
 from ambient_mri.reconstruct import Reconstruction, reconstruct
+from ambient_mri.reconstruct.read import read_raw
 from ambient_mri.reconstruct.shared import SharedSlice
-from ambient_mri.reconstruct.volume import Volume, read_raw
+from ambient_mri.reconstruct.volume import Volume
 from ambient_mri.report.records import ResultFile, Row, append_records, read_records
 from ambient_mri.report.tables import markdown_table
 from ambient_mri.sampling import make_sampler
 from ambient_mri.sampling.automatic import given_steps, with_automatic_steps
-from ambient_mri.sampling.draw import choose_device, sample_count
+from ambient_mri.sampling.draw import sample_count
+from ambient_mri.tensors import choose_device
 
 __all__ = ["Evaluation", "method_name", "pair_files", "reconstructed"]
 
@@ -85,6 +87,24 @@ def pair_files(scans: Path, references: Path) -> list[tuple[Path, Path]]:
     return [(p, found[p.stem]) for p in shown]
 
 
+def check_comparable(settings: Mapping[str, Any], where: object) -> None:
+    """Check that images of a scan are in the units of its reference.
+
+    Args:
+        settings: Of a reconstruction, or the attributes of a scan.
+        where: The file, for the message.
+
+    Raises:
+        DataError: If the scan was whitened.
+    """
+    require(
+        not settings.get("whitened"),
+        f"{where}: the scan was whitened when it was prepared, so that its images have other units and another shading "
+        "than a reference of the coils as they are: scores would say nothing. Prepare it without --whiten to compare.",
+        DataError,
+    )
+
+
 def reconstructed(
     pairs: Sequence[tuple[Path, Path]], *, mask: np.ndarray | None = None, slices: SliceSelection = None, **options: Any
 ) -> Iterator[tuple[Reconstruction, np.ndarray]]:
@@ -95,7 +115,12 @@ def reconstructed(
         mask: Applied to every scan, where the files are fully sampled.
         slices: Of every scan.
         options: Of :func:`~ambient_mri.reconstruct.reconstruct`.
+
+    Raises:
+        DataError: If a scan was whitened: its reference is in other units.
     """
+    for scan, _ in pairs:
+        check_comparable(read_raw(scan, slices=0).attrs, scan)
     for scan, reference in pairs:
         found = reconstruct(scan, mask=mask, slices=slices, keep_samples=False, **options)
         yield found, read_reference(reference, found.settings["slices"])
@@ -210,12 +235,13 @@ class Evaluation:
     def _reconstruct(self, scan: Path, methods: Sequence[_Method], make_all: _MakeAll) -> _Volume:
         """Make the files of a scan's slices that are missing, after a look at what the others were made with."""
         raw = read_raw(scan, slices=self.slices)
+        check_comparable(raw.attrs, scan)
         geometry = np.array(raw.recon_shape), np.array(raw.acquired_extent)
         of_scan = _hash(raw.kspace, raw.mask, raw.coil_maps, raw.noise_std, *geometry)
         origin: dict[str, Any] = {"scan": of_scan, "slices": list(raw.slice_indices)}
         raw = raw if self.mask is None else read_raw(raw, self.mask)
         origin["mask"] = _hash(raw.mask)
-        found = _Volume(scan.stem, tuple(raw.slice_indices), raw.acceleration)
+        found = _Volume(scan.stem, raw.volume_slices, raw.acceleration)
         # A process's share of the slices in turn, each with all methods: its coil maps are estimated once.
         blocks = range(0, len(raw), self.processes)
         order = [(i, m) for b in blocks for m in methods for i in range(b, min(b + self.processes, len(raw)))]

@@ -40,14 +40,13 @@ from ambient_mri.sampling.batching import rows_per_batch
 from ambient_mri.sampling.draw import (
     PriorLike,
     as_prior,
-    choose_device,
     describe_draw,
     draw,
     progress_bar,
     sample_count,
 )
 from ambient_mri.sampling.full_view import whole_image_model
-from ambient_mri.tensors import keyed_generator, per_row
+from ambient_mri.tensors import choose_device, keyed_generator, per_row
 from ambient_mri.uncertainty import Spread, kept_samples, recalibration_factor
 
 __all__ = ["Solution", "solve"]

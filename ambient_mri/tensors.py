@@ -17,12 +17,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ambient_mri._checks import require
+from ambient_mri._checks import AmbientMRIError, require
 
 __all__ = [
     "RowGenerators",
     "RowStreams",
     "add_scaled",
+    "choose_device",
     "complex_randn",
     "from_channels",
     "keyed_generator",
@@ -214,3 +215,17 @@ def rand_rows(generators: RowGenerators, count: int, device: torch.device | str 
     else:
         drawn = torch.stack([torch.rand(count, generator=g, device=g.device) for g in generators])
     return drawn if device is None else drawn.to(device)
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """The device; "auto" takes a GPU where there is one.
+
+    Raises:
+        AmbientMRIError: If nothing can be put on it.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # a name that is none; a build without this device
+        raise AmbientMRIError(f"device {device!s} cannot be used: {' '.join(str(error).split())}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -214,6 +215,47 @@ def test_reconstruct_writes_what_was_asked_for(
             folder / "scan.npz", prior=folder / "prior", samples=2, steps=3, slices=slice(1, 2), seed=4
         )
     np.testing.assert_array_equal(found["mean"], direct.mean)
+
+
+@pytest.mark.filterwarnings("ignore::ambient_mri.reconstruct.ReconstructionWarning")
+def test_nothing_that_is_there_is_written_over_and_what_can_be_written_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scan = shutil.copy(folder / "scan.npz", tmp_path / "scan.npz")
+    quick = ("reconstruct", scan, "--prior", folder / "prior", "--samples", 2, "--steps", 2)
+    for wrong, words in (
+        (["--out", scan], r"scan\.npz is what is read: it is not written over"),
+        (["--mask", f"{folder}/masks.npz:R2:0", "--out", folder / "masks.npz"], r"masks\.npz is what is read"),
+        (
+            ["--out", "a.h5", "--report", folder / "prior" / "a.htm", "--out", tmp_path / "made.h5"],
+            "made.h5 is a folder",
+        ),
+        (["--out", "/proc/a.h5"], "nothing can be written to /proc"),
+    ):
+        (tmp_path / "made.h5").mkdir(exist_ok=True)
+        content = Path(scan).read_bytes()
+        assert run(*quick, *wrong) == 2 and re.search(words, capsys.readouterr().err)
+        assert Path(scan).read_bytes() == content and not (tmp_path / "a.h5").exists()
+    assert run(*quick) == 0 and run(*quick) == 0
+    first, second = tmp_path / "scan_recon.h5", tmp_path / "scan_recon_2.h5"
+    assert np.array_equal(read_reconstruction(first)["mean"], read_reconstruction(second)["mean"])
+    assert run(*quick, "--out", "A.NPZ") == 0 and set(np.load(tmp_path / "A.NPZ").files) >= {"mean", "std"}
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+@pytest.mark.filterwarnings("ignore::ambient_mri.reconstruct.ReconstructionWarning")
+def test_an_output_that_fails_takes_no_other_with_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ambient_mri.data.writers.reconstruction._write_npz", full)
+    outputs = ("--out", tmp_path / "a.npz", "--out", tmp_path / "a.h5")
+    assert run("reconstruct", folder / "scan.npz", "--prior", folder / "prior", "--steps", 2, *outputs) == 2
+    assert re.search(r"not all could be written: .*No space left on device", capsys.readouterr().err)
+    assert read_reconstruction(tmp_path / "a.h5")["mean"].shape == (2, SIZE, SIZE)
 
 
 def test_mask_maps_and_noise_may_be_given(folder: Path, tmp_path: Path) -> None:

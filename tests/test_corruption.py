@@ -18,10 +18,11 @@ from ambient_mri.corruption import (
     RandomBoxes,
     RandomPatches,
     RandomProjections,
+    Undersampling,
     check_learnable,
 )
 from ambient_mri.corruption.blur import gaussian_gain
-from ambient_mri.masks import EquispacedLines, ObservedMasks
+from ambient_mri.masks import EquispacedLines, IndependentLines, ObservedMasks, RandomLines, SamplingLaw
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators import gaussian_blur
 from ambient_mri.tensors import RowStreams, keyed_generator, real_inner
@@ -78,6 +79,23 @@ def test_weights_make_the_mean_of_w_p_one_given_what_b_kept(name: str) -> None:
         reach = weights.amax(0) > 0 if name == "patches" else torch.ones_like(error, dtype=torch.bool)
         assert bool((error <= bound)[reach].all())
     assert tested >= 8
+
+
+@pytest.mark.parametrize("law", [RandomLines(2, 2), RandomLines(3, 0), IndependentLines(2, 2)])
+def test_lines_of_the_core_that_scans_lack_are_learned_as_well(law: SamplingLaw) -> None:
+    """A core beyond the calibration lines: E[W P] = 1 on every line that B removed, in the middle above all."""
+    corruption, width, rows = Undersampling(law, core=6, keep=(0.5, 0.5)), 12, 8000
+    generator = keyed_generator("core", str(law.describe()))
+    masks = torch.cat([law.draw((1, width), generator) for _ in range(rows)])
+    maps = torch.ones(rows, 1, 1, width, dtype=torch.complex64)
+    m = Measurement(maps, masks, maps, torch.zeros(rows), torch.ones(rows), tuple(str(i) for i in range(rows)))
+    found = corruption.further(m, RowStreams("core", rows=range(rows)))
+    removed = (~found.kept)[:, 0, 0]
+    counted = removed.sum(dim=0)
+    estimate = (found.weights[:, 0, 0] * removed).sum(dim=0) / counted.clamp_min(1)
+    often = counted > 1000
+    assert bool(often[width // 2 - 3 : width // 2 + 3].sum() >= 4)
+    assert torch.allclose(estimate[often], torch.ones(int(often.sum())), atol=0.08)
 
 
 def test_weights_of_projections_make_the_normal_operator_the_identity() -> None:

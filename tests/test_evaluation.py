@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,9 +21,11 @@ import torch
 from ambient_mri import Reconstruction, cli, metrics, reconstruct
 from ambient_mri._checks import AmbientMRIError, DataError
 from ambient_mri.data.readers import read_reference
+from ambient_mri.data.schema import read_prepared, write_prepared
 from ambient_mri.data.writers import read_reconstruction
 from ambient_mri.evaluation import Evaluation, pair_files
 from ambient_mri.operators.fourier import fft, ifft
+from ambient_mri.prepare import Preparation, prepare_file
 from ambient_mri.prior import Prior, build_model, load_prior
 from ambient_mri.reconstruct import volume
 from ambient_mri.reconstruct.shared import SharedSlice
@@ -228,6 +231,55 @@ def test_files_are_paired_by_name_and_never_by_position(root: Path, tmp_path: Pa
     with pytest.raises(DataError, match="no k-space file"):
         pair_files(tmp_path / "empty", tmp_path)
     assert len(pair_files(root / "scans" / "a.h5", tmp_path / "b.h5")) == 1
+
+
+@pytest.mark.filterwarnings("ignore::ambient_mri.reconstruct.ReconstructionWarning")
+def test_a_part_of_a_volume_is_scored_against_the_same_slices(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "part").mkdir()
+    reference, scan = root / "scans" / "a.h5", tmp_path / "part" / "a.h5"
+    prepare_file(reference, scan, settings=Preparation(slices=(1, 3)))
+    plan = Evaluation(tmp_path / "out", mask=np.load(root / "mask.npy"), samples=2, steps=3)
+    rows = plan.run([(scan, reference)], [load_prior(root / "prior")], ["split_gibbs"])
+    files = sorted((tmp_path / "out").rglob("*.h5"))
+    assert rows is not None and [p.name for p in files] == ["slice_0001.h5", "slice_0002.h5"]
+    image = np.concatenate([read_reconstruction(file)["reconstruction"] for file in files])
+    (value,) = (row["value"] for row in rows.rows if row["metric"] == "psnr")
+    right, wrong = (metrics.psnr(read_reference(reference, chosen), image) for chosen in ([1, 2], [0, 1]))
+    assert value == pytest.approx(right, abs=1e-3) and abs(right - wrong) > 0.1
+
+
+def test_a_whitened_scan_is_not_compared(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "w").mkdir()
+    reference, scan = root / "scans" / "a.h5", tmp_path / "w" / "a.h5"
+    raw = prepare_file(reference, scan)
+    known = read_prepared(raw)
+    write_prepared(scan, replace(known, preparation={**known.preparation, "whitening": {"source": "noise scan"}}))
+    assert cli.main(["calibrate", str(scan.parent), str(root / "scans"), "--prior", str(root / "prior")]) == 2
+    assert "the scan was whitened when it was prepared" in capsys.readouterr().err
+    with pytest.raises(DataError, match="Prepare it without --whiten to compare"):
+        Evaluation(tmp_path / "e", samples=2, steps=2).run([(scan, reference)], [load_prior(root / "prior")], ["dds"])
+    out = str(tmp_path / "r.h5")
+    quick = ["--samples", "2", "--steps", "2", "--out", out]
+    assert cli.main(["reconstruct", str(scan), "--prior", str(root / "prior"), *quick]) == 0
+    assert cli.main(["evaluate", out, str(reference)]) == 2
+    assert "r.h5: the scan was whitened" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--prior", "brain128"], r"load_prior\('brain128'\)\.save\('my_prior'\)"),
+        (["--samples", "2"], "calibrate needs --samples 3 at least; got 2"),
+        (["--level", "90"], "--level must lie between 0 and 1, such as 0.9; got 90"),
+    ],
+)
+def test_calibrate_finds_mistakes_before_it_reconstructs(
+    arguments: list[str], words: str, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ambient_mri.evaluation.reconstructed", lambda *_, **__: pytest.fail("it reconstructs"))
+    scans = str(root / "scans")
+    assert cli.main(["calibrate", scans, scans, "--prior", str(root / "prior"), *arguments]) == 2
+    assert re.search(words, capsys.readouterr().err)
 
 
 def test_two_priors_of_one_name_are_refused(root: Path, tmp_path: Path) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 from ambient_mri._checks import AmbientMRIError, DataError
-from ambient_mri.data.readers import RawScan, from_arrays
+from ambient_mri.data.readers import RawScan, from_arrays, read_scan
 from ambient_mri.data.schema import read_prepared
 from ambient_mri.masks import PoissonDisc, RandomLines
 from ambient_mri.operators.fourier import fft
 from ambient_mri.prepare import Preparation, is_prepared, prepare_file, prepare_files, prepare_scan
 from ambient_mri.prepare import scan as preparation
+from ambient_mri.reconstruct.volume import Volume
 from ambient_mri.tensors import complex_randn, keyed_generator
-from tests.data.fastmri_files import with_size
+from tests.data.fastmri_files import header_xml, with_size
 from tests.training.conftest import smooth_images
 
 LAW = RandomLines(2.0, 8)
@@ -38,6 +40,15 @@ def raw_scan(name: str = "scan", *, size: tuple[int, int] = (32, 40), padding: i
 
 def save(scan: RawScan, path: Path) -> Path:
     np.savez(path, kspace=scan.kspace)
+    return path
+
+
+def write_kspace(path: Path, scan: RawScan) -> Path:
+    """As a raw HDF5 file."""
+    path.parent.mkdir(exist_ok=True)
+    with h5py.File(path, "w") as handle:
+        handle["kspace"] = scan.kspace
+        handle["ismrmrd_header"] = header_xml(encoded=scan.shape, recon=scan.shape).encode()
     return path
 
 
@@ -121,6 +132,60 @@ def test_a_damaged_target_is_made_again(tmp_path: Path) -> None:
     target.write_bytes(target.read_bytes()[:500])
     assert not is_prepared(target)
     assert is_prepared(prepare_file(source, target, law=LAW))
+
+
+def test_a_raw_file_is_never_written_over(tmp_path: Path) -> None:
+    path = write_kspace(tmp_path / "scan.h5", raw_scan())
+    content = path.read_bytes()
+    with pytest.raises(
+        DataError, match=r"scan\.h5 would be replaced by what is prepared from it\. Choose another folder"
+    ):
+        prepare_files([path], tmp_path, law=LAW)
+    other = write_kspace(tmp_path / "other" / "scan.h5", raw_scan("other"))
+    with pytest.raises(AmbientMRIError, match=r"holds k-space that was not prepared: it is not written over"):
+        prepare_file(other, path, law=LAW)
+    assert path.read_bytes() == content
+
+
+def test_two_scans_of_one_name_in_two_folders(tmp_path: Path) -> None:
+    """The second does not replace the first; a file that changed in its place does, and so does one that was moved."""
+    first = write_kspace(tmp_path / "s1" / "scan.h5", raw_scan("one"))
+    second = write_kspace(tmp_path / "s2" / "scan.h5", raw_scan("two"))
+    target = prepare_file(first, tmp_path / "out" / "scan.h5", law=LAW)
+    content = target.read_bytes()
+    with pytest.raises(DataError, match=r"s2/scan\.h5: another file of this name, from another folder, was prepared"):
+        prepare_files([second], tmp_path / "out", law=LAW)
+    assert target.read_bytes() == content
+    moved = tmp_path / "s3" / "scan.h5"
+    moved.parent.mkdir()
+    first.rename(moved)
+    assert prepare_file(moved, target, law=LAW).read_bytes() == content
+    write_kspace(moved, raw_scan("three"))
+    moved.rename(first)
+    assert prepare_file(first, target, law=LAW).read_bytes() != content
+    assert str(tmp_path) not in str(read_prepared(target).preparation)
+
+
+def test_a_prepared_full_scan_is_undersampled_without_what_the_rest_would_tell(tmp_path: Path) -> None:
+    full = prepare_file(save(raw_scan(), tmp_path / "scan.npz"), tmp_path / "full" / "scan.h5")
+    twice = read_prepared(prepare_file(full, tmp_path / "twice" / "scan.h5", law=LAW))
+    known = read_prepared(full)
+    assert twice.mask.sum() == 20 and twice.preparation["maps"] == "espirit/torch" and twice.phase_absorbed
+    assert not np.allclose(twice.coil_maps, known.coil_maps, atol=1e-3)
+    assert twice.preparation["noise_source"] != "from the file"
+    straight = prepare_scan(from_arrays(np.where(twice.mask, known.kspace, 0)), None, Preparation())
+    np.testing.assert_allclose(twice.coil_maps, straight.coil_maps, atol=1e-4)
+    again = read_prepared(prepare_file(full, tmp_path / "again" / "scan.h5"))
+    np.testing.assert_array_equal(again.coil_maps, known.coil_maps)
+
+
+def test_numbers_of_slices_are_those_of_the_volume(tmp_path: Path) -> None:
+    raw = save(raw_scan(slices=6), tmp_path / "scan.npz")
+    part = prepare_file(raw, tmp_path / "part" / "scan.h5", settings=Preparation(slices=(2, 5)))
+    assert read_scan(part).volume_slices == (2, 3, 4) and read_scan(part, slice(1, 3)).volume_slices == (3, 4)
+    less = prepare_file(part, tmp_path / "less" / "scan.h5", settings=Preparation(slices=(1, 3)))
+    assert read_scan(less).volume_slices == (3, 4) and read_scan(less).slice_indices == (0, 1)
+    assert Volume.measure(read_scan(less)).settings()["slices"] == [3, 4]
 
 
 def test_nothing_to_prepare(tmp_path: Path) -> None:

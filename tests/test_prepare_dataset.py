@@ -215,8 +215,11 @@ def test_what_a_killed_run_was_writing_is_no_volume(tmp_path: Path) -> None:
     old = tmp_path / ".tmp-0456-file3.h5"
     old.write_bytes(b"half")
     os.utime(old, (1, 1))
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (tmp_path / "file1.h5").rename(raw / "file1.h5")
     with pytest.raises(DataError, match="none of the 1 files"):
-        prepare_files([tmp_path / "file1.h5"], tmp_path)
+        prepare_files([raw / "file1.h5"], tmp_path)
     assert not old.exists() and (tmp_path / ".tmp-0123-file2.h5").exists()
 
 

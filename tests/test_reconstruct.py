@@ -19,6 +19,7 @@ import ambient_mri
 from ambient_mri import Reconstruction, metrics, reconstruct, solve
 from ambient_mri._checks import AmbientMRIError, DataError, PriorError
 from ambient_mri.coil_maps import estimate_coil_maps
+from ambient_mri.data.readers import DataWarning
 from ambient_mri.measurement import Measurement
 from ambient_mri.metrics import coverage, nrmse
 from ambient_mri.operators import Identity, Mask, conjugate_gradient, fft, ifft, sense
@@ -266,6 +267,86 @@ def test_slices_and_coils_without_signal_are_told_and_leave_the_residual_alone()
     assert np.isnan(metrics.mean_of_known(found.residual[1:]))
 
 
+@pytest.mark.filterwarnings("ignore:.*zero everywhere")
+def test_silent_coils_count_for_nothing() -> None:
+    """They hold no noise either: the residual would be too small, and a right noise level look too high."""
+    kspace, _, maps, _ = scan(coils=4)
+    dead = torch.cat([kspace, torch.zeros_like(kspace).repeat(1, 5, 1, 1)], dim=1)
+    alone, among = (run(k, noise_std=NOISE) for k in (kspace, dead))
+    assert np.allclose(alone.residual, among.residual, rtol=1e-4) and np.allclose(alone.mean, among.mean, rtol=1e-3)
+    assert "too high" not in " ".join(among.settings["warnings"])
+    given = run(dead, noise_std=NOISE, coil_maps=torch.cat([maps, torch.zeros(20, *maps.shape[1:])]))
+    assert np.allclose(given.mean, run(kspace, noise_std=NOISE, coil_maps=maps).mean, rtol=1e-3)
+
+
+def test_slices_that_were_scaled_one_by_one_are_told_of() -> None:
+    kspace, _, maps, _ = scan(slices=3)
+    factors = torch.tensor([1.0, 0.1, 0.4])[:, None, None, None]
+    options = {"coil_maps": maps, "samples": 2, "steps": 2}
+    with pytest.warns(ReconstructionWarning, match=r"differ by a factor of (9|10|11), as if each had its own scale"):
+        run(kspace * factors, **options)
+    # A volume whose slices hold less and less, under one noise.
+    fading = kspace * factors + NOISE * complex_randn(kspace.shape, generator=keyed_generator("fading")) * (kspace != 0)
+    for volume in (kspace, fading):
+        assert "its own scale" not in " ".join(run(volume, **options).settings["warnings"])
+
+
+def test_a_band_of_lines_that_a_mask_leaves_is_no_full_scan(tmp_path: Path) -> None:
+    full, _, maps, _ = scan(mask=torch.ones(1, 1, 1, 36, dtype=torch.bool))
+    band, half = np.zeros(36, dtype=bool), np.zeros(36, dtype=bool)
+    band[12:24], half[:24] = True, True
+    np.savez(tmp_path / "k.npz", kspace=full.numpy())
+    np.savez(tmp_path / "m.npz", kspace=full.numpy(), mask=band)
+    options = {"coil_maps": maps, "noise_std": NOISE, "steps": 2}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        found = [run(s, **options, **m) for s, m in (
+            (full, {"mask": band}), (tmp_path / "k.npz", {"mask": band}), (tmp_path / "m.npz", {}))]  # fmt: skip
+    assert [r.settings["acceleration"] for r in found] == [pytest.approx(3.0)] * 3
+    partial = run(full * torch.from_numpy(half), **options)
+    assert "nothing is missing" not in " ".join(w for r in (*found, partial) for w in r.settings["warnings"])
+
+
+def test_arrays_as_numpy_gives_them() -> None:
+    """Views that run backwards, another byte order; half precision of torch."""
+    kspace, _, maps, mask = scan()
+    wanted = run(kspace, mask=mask, coil_maps=maps, noise_std=NOISE)
+    line = mask.numpy()[0, 0, 0]
+    swapped = lambda a: a.astype(a.dtype.newbyteorder())  # noqa: E731
+    backwards = run(
+        np.ascontiguousarray(kspace.numpy()[..., ::-1])[..., ::-1],
+        mask=line[::-1].copy()[::-1],
+        coil_maps=np.ascontiguousarray(maps.numpy()[..., ::-1])[..., ::-1],
+        noise_std=NOISE,
+    )
+    other = run(
+        swapped(kspace.numpy()),
+        mask=swapped(line.astype(np.int32)),
+        coil_maps=swapped(maps.numpy()),
+        noise_std=swapped(np.array([NOISE], dtype=np.float32)),
+    )
+    for found in (backwards, other):
+        assert np.allclose(found.mean, wanted.mean, rtol=1e-3, atol=1e-3 * np.abs(wanted.mean).max())
+
+
+def test_slices_are_chosen_before_anything_is_looked_at(tmp_path: Path) -> None:
+    """Of arrays as of files; masks and maps of the whole volume go with the slices that were chosen."""
+    kspace, _, maps, _ = scan(slices=3, mask=torch.ones(1, 1, 1, 36, dtype=torch.bool))
+    mask = lines(36, 16, 2)
+    masks = torch.cat([mask[:, 0], mask[:, 0].roll(1, -1), mask[:, 0].roll(2, -1)]).expand(3, 32, 36)
+    kspace = kspace.clone()
+    kspace[1, 0, 3, 4] = torch.nan
+    np.save(tmp_path / "k.npy", kspace.numpy())
+    options = {"noise_std": NOISE, "steps": 2, "slices": [0, 2]}
+    own = {"mask": masks, "coil_maps": maps[None].repeat(3, 1, 1, 1)}
+    by_array, by_file = (run(source, **options, **own) for source in (kspace, tmp_path / "k.npy"))
+    single = run(kspace[[0, 2]], **{**options, "slices": None}, mask=masks[[0, 2]], coil_maps=maps)
+    assert by_array.settings["slices"] == by_file.settings["slices"] == [0, 2]
+    assert np.array_equal(by_array.mask, single.mask) and np.allclose(by_array.mean, by_file.mean)
+    with pytest.raises(DataError, match=r"slices are numbers, not flags: pass numpy\.flatnonzero"):
+        run(kspace, slices=np.array([True, False, True]))
+
+
 def test_a_mask_undersamples_a_file(tmp_path: Path) -> None:
     full, _, _, _ = scan(mask=torch.ones(1, 1, 1, 36, dtype=torch.bool))
     kspace, _, maps, mask = full, None, scan()[2], lines(36, 16, 2)
@@ -420,6 +501,8 @@ MAPS = torch.ones(8, 32, 36, dtype=torch.complex64)
         ({"sampler": "gibbs"}, AmbientMRIError, "sampler must be one of 'split_gibbs', 'dds', 'one_step'"),
         ({"prior": "no_such_prior"}, PriorError, "no prior 'no_such_prior'"),
         ({"samples": 0}, AmbientMRIError, "samples must be at least 1"),
+        ({"samples": 2.5}, AmbientMRIError, r"samples must be a whole number; got 2\.5"),
+        ({"scale": "1"}, AmbientMRIError, "scale must be a positive finite number; got '1'"),
         ({"batch_size": 0}, AmbientMRIError, "batch_size must be at least 1"),
         ({"batch_size": "all"}, AmbientMRIError, "batch_size must be one of 'auto'"),
         ({"slices": "0:2"}, DataError, r"slices must be a number, numbers or slice\(first, end\); got '0:2'"),

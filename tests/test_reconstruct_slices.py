@@ -22,7 +22,8 @@ from ambient_mri.data.schema import write_prepared
 from ambient_mri.measurement import Measurement
 from ambient_mri.prepare import Preparation, prepare_scan
 from ambient_mri.reconstruct import ReconstructionWarning, reconstruct, volume
-from ambient_mri.reconstruct.volume import JOINT_BELOW, Volume, read_raw
+from ambient_mri.reconstruct.read import read_raw
+from ambient_mri.reconstruct.volume import JOINT_BELOW, Volume
 from ambient_mri.sampling.calibration import effective_noise_std
 from ambient_mri.sampling.joint_maps import JointSettings
 from tests.test_reconstruct import NOISE, UNIT, ambient_prior, lines, run, scan

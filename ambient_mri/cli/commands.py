@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ambient_mri._checks import AmbientMRIError, DataError, require
-from ambient_mri.cli.files import check_writable, load_array
+from ambient_mri.cli.files import check_writable, load_array, unused
 from ambient_mri.cli.terminal import log_to_stderr, show_facts
 
 if TYPE_CHECKING:
@@ -51,11 +52,12 @@ def demo(options: argparse.Namespace) -> int:
 
 def reconstruct(options: argparse.Namespace) -> int:
     """``ambient-mri reconstruct``."""
-    outputs = [Path(name) for name in options.out or [f"{Path(options.scan).stem}_recon.h5"]]
+    outputs = [Path(name) for name in options.out or [unused(Path(f"{Path(options.scan).stem}_recon.h5"))]]
+    inputs = [options.scan, *(str(name).split(":")[0] for name in (options.mask, options.coil_maps) if name)]
     for path in outputs:
-        check_writable(path, OUTPUTS)
+        check_writable(path, OUTPUTS, inputs)
     if options.report:
-        check_writable(Path(options.report), (".html", ".htm"))
+        check_writable(Path(options.report), (".html", ".htm"), inputs)
     check_device(options.device)
     from ambient_mri.prior import load_prior
     from ambient_mri.reconstruct import reconstruct as run
@@ -74,11 +76,28 @@ def reconstruct(options: argparse.Namespace) -> int:
         device=options.device,
         keep_samples=options.save_samples,
     )
-    written = [file for path in outputs for file in result.save(path, samples=options.save_samples)]
-    if options.report:
-        written.append(result.report(options.report))
+    written, failed = _written(result, outputs, options)
     show_facts(f"Reconstruction of {result.name}", _facts(result, written))
+    require(not failed, f"not all could be written: {'; '.join(failed)}", DataError)
     return 0
+
+
+def _written(
+    result: Reconstruction, outputs: Sequence[Path], options: argparse.Namespace
+) -> tuple[list[Path], list[str]]:
+    """The files of a result, and why some could not be written: one that fails takes no other with it."""
+    written, failed = list[Path](), list[str]()
+    writers: list[Callable[[], Sequence[Path]]] = [
+        partial(result.save, path, samples=options.save_samples and path.suffix.lower() != ".png") for path in outputs
+    ]
+    if options.report:
+        writers.append(lambda: [result.report(options.report)])
+    for write in writers:
+        try:
+            written += write()
+        except (OSError, AmbientMRIError) as error:
+            failed.append(str(error))
+    return written, failed
 
 
 def info(options: argparse.Namespace) -> int:
@@ -94,9 +113,11 @@ def evaluate(options: argparse.Namespace) -> int:
     from ambient_mri import metrics
     from ambient_mri.data.readers import read_reference
     from ambient_mri.data.writers import read_reconstruction
+    from ambient_mri.evaluation import check_comparable
     from ambient_mri.report.tables import format_value
 
     found = read_reconstruction(options.reconstruction)
+    check_comparable(found["settings"], options.reconstruction)
     image, reference = found["reconstruction"], read_reference(options.reference, found["settings"].get("slices"))
     require(
         image.shape == reference.shape,
@@ -166,6 +187,6 @@ def _facts(result: Reconstruction, written: Sequence[Path]) -> dict[str, object]
 
 def check_device(name: str) -> None:
     """Raise unless tensors can be put on the device of a name, or it is ``"auto"``: before a scan is read."""
-    from ambient_mri.sampling.draw import choose_device
+    from ambient_mri.tensors import choose_device
 
     choose_device(name)

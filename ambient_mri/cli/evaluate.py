@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ambient_mri._checks import AmbientMRIError
+from ambient_mri._checks import AmbientMRIError, require
 from ambient_mri.cli import commands
 from ambient_mri.cli.files import load_array
 from ambient_mri.cli.terminal import show, show_facts
@@ -67,7 +67,7 @@ def evaluate(options: argparse.Namespace) -> int:
     from ambient_mri.evaluation import Evaluation, pair_files
     from ambient_mri.prior import load_prior
     from ambient_mri.report.tables import rich_table
-    from ambient_mri.sampling.draw import choose_device
+    from ambient_mri.tensors import choose_device
 
     device = choose_device(options.device)
     out = options.out or Path("evaluation")
@@ -99,16 +99,19 @@ def calibrate(options: argparse.Namespace) -> int:
     """``ambient-mri calibrate``."""
     from ambient_mri.evaluation import pair_files, reconstructed
     from ambient_mri.prior import load_prior
-    from ambient_mri.reconstruct import measure_recalibration, store_recalibration
-    from ambient_mri.sampling.draw import choose_device
+    from ambient_mri.reconstruct import measure_recalibration, prior_folder, store_recalibration
+    from ambient_mri.tensors import choose_device
 
     device = choose_device(options.device)
+    require(options.samples >= 3, f"calibrate needs --samples 3 at least; got {options.samples}.")
+    require(0 < options.level < 1, f"--level must lie between 0 and 1, such as 0.9; got {options.level:g}.")
+    folder = prior_folder(options.prior)
     pairs = pair_files(options.scans, options.references)
     results = reconstructed(
         pairs,
         mask=load_array(options.mask, "mask") if options.mask else None,
         slices=options.slices,
-        prior=load_prior(options.prior, device=device, compile=options.compile),
+        prior=load_prior(folder, device=device, compile=options.compile),
         sampler=options.sampler,
         samples=options.samples,
         steps=options.steps,
@@ -116,7 +119,7 @@ def calibrate(options: argparse.Namespace) -> int:
         device=device,
     )
     found = measure_recalibration(results, level=options.level)
-    written = store_recalibration(options.prior, options.sampler, found, steps=options.steps, seed=options.seed)
+    written = store_recalibration(folder, options.sampler, found, steps=options.steps, seed=options.seed)
     facts = {
         "scans": f"{len(pairs)}, {found.cases} slices, {found.pixels} pixels inside the object",
         "coverage so far": f"{100 * found.coverage:.1f} % of the pixels in the {100 * found.level:g} % interval",

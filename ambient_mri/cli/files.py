@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ from ambient_mri.cli.terminal import one_line
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["check_writable", "kspace_files", "load_array"]
+__all__ = ["check_writable", "kspace_files", "load_array", "unused"]
 
 _KSPACE = (".h5", ".hdf5", ".npz", ".npy")
 
@@ -51,16 +53,37 @@ def kspace_files(source: Path) -> list[Path]:
     return found
 
 
-def check_writable(path: Path, endings: Sequence[str]) -> None:
+def unused(path: Path) -> Path:
+    """``path``, or with a number in its name where there is such a file already."""
+    names = (path.with_name(f"{path.stem}_{number}{path.suffix}") for number in itertools.count(2))
+    return next(candidate for candidate in itertools.chain([path], names) if not candidate.exists())
+
+
+def check_writable(path: Path, endings: Sequence[str], inputs: Sequence[str | Path] = ()) -> None:
     """Before an hour of sampling, not after it.
 
+    Args:
+        path: Of the result.
+        endings: That it may have.
+        inputs: What is read, and never written over.
+
     Raises:
-        DataError: If the ending is not one of ``endings``, or the folder does not exist.
+        DataError: If the ending is not one of ``endings``, the folder does not exist or cannot be written to, or the
+            result would replace an input.
         AmbientMRIError: If what writes such a file is not installed.
     """
     known = path.name.lower().endswith(tuple(endings))
     require(known, f"{path}: the ending must be one of {', '.join(endings)}.", DataError)
     require(path.parent.is_dir(), f"{path}: the folder {path.parent} does not exist. Make it first.", DataError)
+    require(not path.is_dir(), f"{path} is a folder: give a file in it.", DataError)
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise DataError(f"{path}: nothing can be written to {path.parent} ({error.strerror}).") from error
+    for source in (Path(name) for name in inputs):
+        same = path.exists() and source.exists() and path.samefile(source)
+        require(not same, f"{path} is what is read: it is not written over. Choose another name.", DataError)
     if path.name.lower().endswith((".nii", ".nii.gz")):
         from ambient_mri.data.writers.reconstruction import require_nibabel
 

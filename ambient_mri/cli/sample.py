@@ -31,7 +31,8 @@ def run(options: argparse.Namespace) -> int:
     """``ambient-mri sample``."""
     check_writable(options.out, (".png",))
     check_device(options.device)
-    from ambient_mri.sampling.draw import as_prior, choose_device, progress_bar
+    from ambient_mri.sampling.draw import as_prior, progress_bar
+    from ambient_mri.tensors import choose_device
 
     require(options.count >= 1, f"--count must be at least 1; got {options.count}.")
     device = choose_device(options.device)
@@ -64,6 +65,7 @@ def _heun(
     if not known:
         raise AmbientMRIError(f"the prior {prior.name} does not say what size its images have. Give --shape H W.")
     shape = (int(known[0]), int(known[1]))
+    require(min(shape) >= 1, f"--shape must be two numbers of pixels, such as 128 128; got {shape[0]} {shape[1]}.")
     # A prior of real images says how many channels the network puts out; two of them are one complex image.
     channels = prior.architecture.get("image_channels", 2)
     image, dtype = ((1, *shape), torch.complex64) if channels == 2 else ((channels, *shape), torch.float32)

@@ -56,7 +56,8 @@ class ThinnedMasks(Corruption):
 
     Args:
         law: The law that the masks were drawn from.
-        core: Central lines (1-D laws) or side of the central square (2-D laws) that B never removes.
+        core: Central lines (1-D laws) or side of the central square (2-D laws) that B never removes, as far as every
+            scan has them.
         keep: Range of q.
         always_removal: How often the locations that every mask holds, beyond the core, are subject to removal as well.
         weight_cap: Upper bound on W; None for none.
@@ -92,7 +93,8 @@ class ThinnedMasks(Corruption):
         chosen = uniform[:, 2:].reshape(mask.shape) < keep.reshape(-1, 1, 1, 1)
         always = always_on(self.law, m.image_shape, mask.device)
         spared = always & (uniform[:, 1].reshape(-1, 1, 1, 1) >= self.always_removal)
-        kept = mask & (chosen | spared | self._core(mask))
+        # A central location that some scans lack is like any other: never removed, it would never be learned.
+        kept = mask & (chosen | spared | (self._core(mask) & always))
         inverse = 1 / self.law.probability_sampled(mask, kept, keep).clamp_min(1e-6)
         if self.weight_cap is not None:
             inverse = inverse.clamp_max(self.weight_cap)

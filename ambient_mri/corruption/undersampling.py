@@ -24,7 +24,8 @@ class Undersampling(ThinnedMasks):
 
     Args:
         law: The law that the scans' masks were drawn from.
-        core: Central lines (1-D laws) or side of the central square (2-D laws) that B never removes.
+        core: Central lines (1-D laws) or side of the central square (2-D laws) that B never removes, as far as every
+            scan has them.
         keep: Range of q.
         acs_removal: How often the ACS beyond the core is subject to removal as well.
         weight_cap: Upper bound on W; None for none. A cap trades variance for bias, it does not move the minimiser.

@@ -90,10 +90,10 @@ def describe_sampling(
     if empty.any():
         log.suspicions.append(f"k-space of slices {np.flatnonzero(empty).tolist()} is zero everywhere")
     masks = _infer_masks(support, empty) if stored is None else _reconcile(stored, support, header_extent, log, where)
-    covered = _any(masks, 0)
+    covered, held = _any(masks, 0), _any(support, 0)
     extent = (
-        _acquired_interval(_any(covered, 1), header_extent[0], "rows", log),
-        _acquired_interval(_any(covered, 0), header_extent[1], "columns", log),
+        _acquired_interval(_any(covered, 1), header_extent[0], "rows", log, _any(held, 1)),
+        _acquired_interval(_any(covered, 0), header_extent[1], "columns", log, _any(held, 0)),
     )
     axes = {_phase_encode_axis(mask, extent, readout_axis) for mask in masks}
     return Sampling(
@@ -232,10 +232,15 @@ def _span(line: np.ndarray) -> Interval:
     return int(hits[0]), int(hits[-1]) + 1
 
 
-def _acquired_interval(line: np.ndarray, header: Interval | None, name: str, log: _Log) -> Interval:
-    """The acquired part of one axis, from the lines that hold data and from the header."""
+def _acquired_interval(line: np.ndarray, header: Interval | None, name: str, log: _Log, held: np.ndarray) -> Interval:
+    """The acquired part of one axis, from the lines that count as measured, from the header, and from those that hold
+    data: a band of lines that a mask leaves of more data is no scan of low resolution.
+    """
     first, last = _span(line)
     gap = _longest_gap(line[first:last])
+    if gap == 0 and header is None and (held & ~line).any():
+        beyond = _span(held)
+        return min(first, beyond[0]), max(last, beyond[1])
     if gap == 0:
         if header is not None and header != (first, last):
             log.notes.append(f"the header says that {name} {header} were acquired; the data fill {(first, last)}")

@@ -149,6 +149,25 @@ class ScanDataset(Dataset[Measurement]):
         """The files, in order."""
         return [v.path for v in self.volumes]
 
+    @property
+    def first_slices(self) -> list[int]:
+        """Number of the first item of every volume."""
+        return [int(start) for start in self._starts[:-1]]
+
+    def masks(self, volumes: int) -> list[Tensor]:
+        """Masks of at most so many volumes, evenly spaced: one a volume whose slices share it, else one a slice.
+
+        Each is (1, 1, 1 or H, W or 1) bool.
+        """
+        count = len(self.volumes)
+        chosen = [self.volumes[i * count // min(volumes, count)] for i in range(min(volumes, count))]
+        return [row for volume in chosen for row in self._masks(volume).split(1)]
+
+    def _masks(self, volume: _Volume) -> Tensor:
+        if volume.arrays is not None:
+            return volume.arrays.mask
+        return torch.from_numpy(compact_mask(self._pool.open(volume.path)["mask"][()]))
+
     def _read(self, volume: _Volume, i: int) -> Measurement:
         handle = self._pool.open(volume.path)
         pick = lambda name: handle[name][i if len(handle[name]) == volume.count else 0][None]  # noqa: E731

@@ -98,7 +98,9 @@ def select_slices(slices: SliceSelection, count: int, where: object) -> tuple[in
         said = ":".join("" if end is None else str(end) for end in (slices.start, slices.stop))
     else:
         fix = f"slices must be a number, numbers or slice(first, end); got {slices!r}."
+        flags = isinstance(slices, bool) or any(isinstance(i, bool | np.bool_) for i in np.atleast_1d(slices))
         require(not isinstance(slices, str), fix, DataError)
+        require(not flags, f"slices are numbers, not flags: pass numpy.flatnonzero(...) of {slices!r}.", DataError)
         picked = [int(i) for i in ([slices] if isinstance(slices, int | np.integer) else slices)]
     outside = [i for i in picked if not -count <= i < count]
     require(not outside, f"{where}: slice {outside[:1]} does not exist; there are {count} slices (from 0).", DataError)

@@ -21,7 +21,8 @@ from ambient_mri.demo.settings import DEFAULT_MINUTES, DemoSettings
 from ambient_mri.measurement import Measurement
 from ambient_mri.prior import Prior, load_prior
 from ambient_mri.reconstruct import Reconstruction, ReconstructionWarning, reconstruct
-from ambient_mri.reconstruct.volume import Volume, read_raw
+from ambient_mri.reconstruct.read import read_raw
+from ambient_mri.reconstruct.volume import Volume
 from ambient_mri.report.records import Row, write_records
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ambient_mri.networks.layers import ResidualBlock
+from ambient_mri.networks.layers import ResidualBlock, group_count
 from ambient_mri.networks.skeleton import UNetSkeleton
 
 __all__ = ["UNet"]
@@ -71,7 +71,7 @@ class UNet(UNetSkeleton):
         return _Upsample(in_channels, out_channels)
 
     def _normalization(self, channels: int) -> nn.Module:
-        return nn.GroupNorm(min(32, channels // 4), channels)
+        return nn.GroupNorm(group_count(channels), channels)
 
     def _activated(self, h: Tensor) -> Tensor:
         return functional.silu(h)

@@ -17,7 +17,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ambient_mri.corruption import Corruption, Further
+from ambient_mri._checks import require
+from ambient_mri.corruption import Corruption, Further, Undersampling
 from ambient_mri.denoiser import ConditionalDenoiser
 from ambient_mri.measurement import Measurement
 from ambient_mri.noise import TrainingNoise
@@ -38,6 +39,11 @@ class SSDUObjective:
     kind: ClassVar[str] = "feedforward"
 
     def __init__(self, corruption: Corruption, noise: TrainingNoise | None = None) -> None:
+        require(
+            isinstance(corruption, Undersampling),
+            f"SSDU reconstructs undersampled k-space; {type(corruption).__name__} is no such corruption. For images, "
+            "choose objective=ambient.",
+        )
         self.corruption, self.noise = corruption, TrainingNoise() if noise is None else noise
 
     def __call__(self, model: ConditionalDenoiser, batch: Measurement, generators: RowGenerators) -> Loss:

@@ -155,14 +155,16 @@ def write_manifest(
 ) -> Manifest:
     """Write ``manifest.json`` and ``split.json`` of prepared parts; hashes of files that did not change are kept.
 
-    Parts that an earlier run prepared into the same folder stay in it.
+    What an earlier run prepared into the same folder stays in it, as long as its files are there.
     """
     root = Path(folder)
     before = read_manifest(root) if (root / MANIFEST).is_file() else Manifest({})
     known = {entry["file"]: entry for entries in before.files.values() for entry in entries}
     files, failed = dict(before.files), dict(before.failed)
     for part, summary in summaries.items():
-        files[part] = [_entry(path, root, known) for path in summary.done]
+        made = {path.stem: _entry(path, root, known) for path in summary.done}
+        kept = {entry["name"]: entry for entry in files.get(part, ()) if (root / entry["file"]).is_file()}
+        files[part] = [entry for _, entry in sorted({**kept, **made}.items())]
         failed[part] = [{"source": source.name, "reason": reason} for source, reason in summary.failed]
     settings = Preparation() if settings is None else settings
     found = Manifest(files, failed, settings.describe(), {} if law is None else law.describe())

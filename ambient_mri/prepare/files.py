@@ -7,6 +7,7 @@ records: another law or other settings in the same folder are refused, and a sou
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import multiprocessing
 import os
@@ -23,12 +24,13 @@ from typing import Any
 import torch
 
 from ambient_mri._checks import AmbientMRIError, DataError, require
-from ambient_mri.data.files import sha256_of_file
+from ambient_mri.data.files import open_hdf5, sha256_of_file
 from ambient_mri.data.readers import DataWarning, read_scan
 from ambient_mri.data.schema import PreparedScan, read_prepared, write_prepared
 from ambient_mri.masks import SamplingLaw
 from ambient_mri.prepare.scan import prepare_scan
 from ambient_mri.prepare.settings import Preparation
+from ambient_mri.tensors import choose_device
 
 __all__ = ["PreparationSummary", "is_prepared", "prepare_file", "prepare_files"]
 
@@ -91,16 +93,22 @@ def prepare_file(
     """
     settings = Preparation() if settings is None else settings
     source, target = Path(source), Path(target)
+    _check_target(target, source)
     if _is_current(target, source, law, settings):
         return target
     raw = read_scan(source, None if settings.slices is None else slice(*settings.slices))
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        scan = prepare_scan(raw, law, settings, _device(device))
+        scan = prepare_scan(raw, law, settings, choose_device(device))
     except AmbientMRIError as error:
         known = str(error).startswith(str(source))
         raise DataError(str(error) if known else f"{source}: {error}") from error
-    stamp = {"source_bytes": source.stat().st_size, "source_mtime_ns": source.stat().st_mtime_ns}
+    state = source.stat()
+    stamp = {
+        "source_bytes": state.st_size,
+        "source_mtime_ns": state.st_mtime_ns,
+        "source_place": _place(source),
+    }
     write_prepared(target, replace(scan, preparation={**scan.preparation, **stamp}))
     return target
 
@@ -141,6 +149,8 @@ def prepare_files(
     require(workers >= 0, f"workers must not be negative (0: one a core); got {workers}.")
     _remove_leftovers(Path(folder))
     jobs = [_Job(path, Path(folder) / f"{path.stem}.h5", law, settings, device) for path in paths]
+    for job in jobs:
+        _check_target(job.target, job.source)
     kept = sum(_is_current(job.target, job.source, law, settings) for job in jobs)
     count = min(workers or os.cpu_count() or 1, max(len(jobs) - kept, 1))
     results = _one_by_one(jobs, progress) if count == 1 else _in_processes(jobs, progress, count)
@@ -163,6 +173,30 @@ def _first_slice(path: str | Path) -> PreparedScan | None:
         return read_prepared(path, slices=0)
     except DataError:
         return None
+
+
+def _check_target(target: Path, source: Path) -> None:
+    """Check that nothing is lost: what stands at ``target`` is no raw file, and comes from this source.
+
+    Raises:
+        DataError: If not.
+    """
+    if not target.exists():
+        return
+    same = source.exists() and target.samefile(source)
+    fix = "Choose another folder."
+    require(not same, f"{source} would be replaced by what is prepared from it. {fix}", DataError)
+    require(
+        not _holds_raw_kspace(target), f"{target} holds k-space that was not prepared: it is not written over. {fix}"
+    )
+
+
+def _holds_raw_kspace(path: Path) -> bool:
+    try:
+        with open_hdf5(path) as handle:
+            return "kspace" in handle and "schema_version" not in handle.attrs
+    except DataError:
+        return False
 
 
 def _is_current(target: Path, source: Path, law: SamplingLaw | None, settings: Preparation) -> bool:
@@ -193,9 +227,20 @@ def _has_changed(source: Path, scan: PreparedScan) -> bool:
     if (now.st_size, now.st_mtime_ns) == (made.get("source_bytes"), made.get("source_mtime_ns")):
         return False
     changed = sha256_of_file(source) != scan.source_sha256
+    require(
+        not changed or made.get("source_place", _place(source)) == _place(source),
+        f"{source}: another file of this name, from another folder, was prepared to the same place. Two scans of one "
+        "name need two folders; or remove the prepared one.",
+        DataError,
+    )
     if changed:
         log.warning("%s has changed since it was prepared: it is prepared again", source)
     return changed
+
+
+def _place(source: Path) -> str:
+    """Names where a file lies, without saying it."""
+    return hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -296,9 +341,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)

@@ -74,6 +74,7 @@ def prepare_scan(
         **done.record,
         "acceleration": scan.acceleration,
         "num_slices": len(scan),
+        "first_slice": raw.volume_slices[0],
         "maps": method,
         "noise_source": noise_source,
         "notes": [*scan.notes, *warnings],
@@ -116,6 +117,8 @@ def condition(raw: RawScan, law: SamplingLaw | None, settings: Preparation) -> C
             f"{scan.name}: the sampling law selects no line of the acquired extent {scan.acquired_extent}.",
             DataError,
         )
+        # Maps and a noise level that were estimated from all of the data would tell what is left out now.
+        scan = replace(scan, coil_maps=None, noise_std=None) if scan.estimated_maps else scan
         scan = replace(scan, mask=mask)
     # What was not measured is not looked at by any step below.
     scan = replace(scan, kspace=np.where(scan.mask, scan.kspace, np.complex64(0)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ambient_mri.reconstruct.recalibration import measure_recalibration, store_recalibration
+from ambient_mri.reconstruct.recalibration import measure_recalibration, prior_folder, store_recalibration
 from ambient_mri.reconstruct.result import Reconstruction, ReconstructionWarning
 from ambient_mri.reconstruct.run import reconstruct
 
@@ -10,6 +10,7 @@ __all__ = [
     "Reconstruction",
     "ReconstructionWarning",
     "measure_recalibration",
+    "prior_folder",
     "reconstruct",
     "store_recalibration",
 ]

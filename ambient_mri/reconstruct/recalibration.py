@@ -67,6 +67,22 @@ def measure_recalibration(
     return recalibrate(cases, counts.pop() if counts else 0, level=level, noise_std=noise)
 
 
+def prior_folder(source: str | os.PathLike[str]) -> Path:
+    """The folder whose ``prior.json`` a factor is written to: a prior folder, or that of a run folder.
+
+    Raises:
+        AmbientMRIError: If there is none: a prior that ships, or a Hub's, is saved to a folder first.
+    """
+    path = Path(source).expanduser()
+    found = next((folder for folder in (path, path / "prior") if (folder / "prior.json").is_file()), None)
+    if found is None:
+        raise AmbientMRIError(
+            f"{source} is not a prior folder: it has no prior.json. Training writes one at RUN/prior; of a prior that "
+            f"ships, make one of your own first: load_prior({str(source)!r}).save('my_prior')."
+        )
+    return found
+
+
 def store_recalibration(folder: str | os.PathLike[str], sampler: str, found: Recalibration, **about: Any) -> Path:
     """Write the factor of ``sampler`` into the prior folder's ``prior.json``; those of other samplers stay.
 
@@ -79,11 +95,7 @@ def store_recalibration(folder: str | os.PathLike[str], sampler: str, found: Rec
     Raises:
         AmbientMRIError: If the folder has no ``prior.json``.
     """
-    path = Path(folder) / "prior.json"
-    if not path.is_file():
-        raise AmbientMRIError(
-            f"{folder} is not a prior folder: it has no prior.json. Training writes one at RUN/prior."
-        )
+    path = prior_folder(folder) / "prior.json"
     card = json.loads(path.read_text())
     card.setdefault("recalibration", {})[sampler] = {**found.describe(), **about}
     return write_atomically(path, json.dumps(card, indent=2).encode())

@@ -28,8 +28,10 @@ from ambient_mri.denoiser import ConditionalDenoiser, Denoiser
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators import sense
 from ambient_mri.prior import Prior
-from ambient_mri.reconstruct.result import MISFIT, Reconstruction, ReconstructionWarning
-from ambient_mri.reconstruct.volume import ArrayLike, Chunk, Volume, read_raw
+from ambient_mri.reconstruct.notes import misfit, nothing_missing, other_size, too_little_noise, too_much_noise
+from ambient_mri.reconstruct.read import ArrayLike, read_raw
+from ambient_mri.reconstruct.result import Reconstruction, ReconstructionWarning
+from ambient_mri.reconstruct.volume import Chunk, Volume
 from ambient_mri.sampling import Sampler, ambient_denoiser, make_sampler
 from ambient_mri.sampling.automatic import given_steps, with_automatic_steps
 from ambient_mri.sampling.batching import free_memory, out_of_memory, rows_per_batch
@@ -37,13 +39,13 @@ from ambient_mri.sampling.data_step_choice import EXACT_MEMORY
 from ambient_mri.sampling.draw import (
     Drawn,
     as_prior,
-    choose_device,
     describe_draw,
     draw,
     joined,
     progress_bar,
     sample_count,
 )
+from ambient_mri.tensors import choose_device
 from ambient_mri.uncertainty import recalibration_factor
 
 if TYPE_CHECKING:
@@ -51,13 +53,6 @@ if TYPE_CHECKING:
     from ambient_mri.data.readers import RawScan
 
 __all__ = ["reconstruct", "reconstruct_volume"]
-
-# Effective noise over that of the scan from which maps, or a noise level, that were given cannot be right.
-_LOUD = 4.0
-# Effective noise, in units of the prior, above which a scan that is said to have none has some.
-_SILENT = 1e-3
-# Chi^2 of the calibration lines below which a noise_std is too high.
-_QUIET = 0.5
 
 
 def reconstruct(
@@ -184,7 +179,7 @@ def reconstruct_volume(
     rows = rows_per_batch(batch_size, raw.shape, raw.num_coils, device)
     batch = _slices_per_batch(rows, count, raw.shape)
     results: dict[str, list[np.ndarray]] = {}
-    noted = _size_warning(prior, raw) + _nothing_missing(raw) + volume.warnings()
+    noted = other_size(prior, raw) + nothing_missing(raw) + volume.warnings()
     status, sources = dict[str, Any](), list[MapSource]()
     with progress_bar(progress, len(volume) * count * method.steps) as bar:
         drawing = _Drawing(prior.model, method, count, rows, seed, keep_samples, bar)
@@ -201,9 +196,9 @@ def reconstruct_volume(
             status = status or drawn.status
     noted += dict.fromkeys(text for source in sources for text in source.warnings)
     found = {"coil_maps": ", ".join(dict.fromkeys(source.method for source in sources)), "run": status}
-    contradiction = _too_little_noise(results, volume.noise_source, raw.coil_maps is not None)
-    noted += contradiction or _misfit(np.concatenate(results["residual"]))
-    noted += _too_much_noise(np.concatenate(results.pop("calibration_chi2")), volume.noise_source)
+    contradiction = too_little_noise(results, volume.noise_source, raw.coil_maps is not None)
+    noted += contradiction or misfit(np.concatenate(results["residual"]))
+    noted += too_much_noise(np.concatenate(results.pop("calibration_chi2")), volume.noise_source)
     arrays: dict[str, Any] = {key: volume.restored(key, np.concatenate(values)) for key, values in results.items()}
     levels = {key: arrays.pop(key).tolist() for key in ("noise_std_scaled", "effective_noise_std_scaled")}
     settings = {**describe_draw(prior, method, count, seed, device), **volume.settings(), **found, **levels}
@@ -221,54 +216,6 @@ def reconstruct_volume(
         name=raw.name,
         settings=settings,
     )
-
-
-def _nothing_missing(raw: RawScan) -> list[str]:
-    if not raw.fully_sampled:
-        return []
-    return [
-        "the scan is fully sampled (R = 1): nothing is missing, so all that a prior can do is take out noise. The "
-        "combined image itself is `zero_filled`; to try a reconstruction, undersample: pass mask=."
-    ]
-
-
-def _misfit(residual: np.ndarray) -> list[str]:
-    """A note where the images do not explain the data: what was read is hardly what the scanner measured."""
-    worst = float(residual.max(initial=0.0, where=np.isfinite(residual)))
-    if worst <= MISFIT:
-        return []
-    return [
-        f"the images do not fit the data: chi^2 of the residual is {worst:.3g}, where 1 is expected. Check that this "
-        "is k-space with its zero frequency at n//2, and its mask, coil maps and noise_std (`ambient-mri info FILE`)."
-    ]
-
-
-def _too_much_noise(agreement: np.ndarray, source: str) -> list[str]:
-    """A note where the calibration lines, of chi^2 ``agreement`` a slice, hold less noise than the scan is said to."""
-    known = agreement[np.isfinite(agreement)]
-    if source not in ("given", "from the file") or len(known) == 0 or (chi2 := float(np.median(known))) >= _QUIET:
-        return []
-    factor = chi2**-0.5
-    return [
-        f"noise_std ({source}) looks about {factor:.1f} times too high: that much better do the calibration lines fit. "
-        "The image will be smoother than the data warrant; divide noise_std by it."
-    ]
-
-
-def _too_little_noise(results: dict[str, list[np.ndarray]], source: str, given_maps: bool) -> list[str]:
-    """A note where the calibration lines leave far more than the noise under maps or a noise level that were given."""
-    noise, found = np.concatenate(results["noise_std_scaled"]), np.concatenate(results.pop("calibration_noise_std"))
-    ratio = float(np.median(found[noise > 0] / noise[noise > 0])) if (noise > 0).any() else 0.0
-    told = source in ("given", "from the file")
-    if told and not (noise > 0).any() and float(np.median(found)) > _SILENT:
-        what = "the calibration lines are not free of noise, or not explained by the coil maps"
-        return [f"noise_std ({source}) is 0, but {what}: leave it out, and it is estimated."]
-    if ratio < _LOUD or not (given_maps or told):
-        return []
-    culprits = ["coil_maps (coils in another order, flipped, conjugated, of another scan)"] if given_maps else []
-    culprits += [f"noise_std ({source}; its units?)"] if told else []
-    what = f"the calibration lines contradict {' or '.join(culprits)}; leave it out, or correct it"
-    return [f"{what}. What is left there, laid on the whole scan, is {ratio:.0f} times the noise."]
 
 
 def _maps_choice(coil_maps: ArrayLike | str | None) -> tuple[str | None, ArrayLike | None]:
@@ -385,14 +332,3 @@ def _slices_per_batch(rows: int, samples: int, shape: tuple[int, int]) -> int:
     """Slices whose samples fit one batch, and whose exact data step would fit its memory."""
     table = shape[0] * shape[1] * max(shape) * 8
     return max(1, min(rows // samples, EXACT_MEMORY // table))
-
-
-def _size_warning(prior: Prior, raw: RawScan) -> list[str]:
-    """A note where the pixels are hardly those that the prior knows; oversampled readout is no finer."""
-    trained, shape = prior.metadata.get("image_shape"), raw.recon_shape
-    if not trained or 0.5 <= shape[0] * shape[1] / (trained[0] * trained[1]) <= 2:
-        return []
-    return [
-        f"this scan has {shape[0]} x {shape[1]} pixels, the prior {prior.name!r} was trained on {trained[0]} x "
-        f"{trained[1]}: structures have another size in pixels than it knows."
-    ]

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from ambient_mri.prior import Prior
+from ambient_mri.reconstruct.read import read_raw
 from ambient_mri.reconstruct.result import Reconstruction
 from ambient_mri.reconstruct.run import reconstruct_volume
-from ambient_mri.reconstruct.volume import Chunk, Volume, read_raw
+from ambient_mri.reconstruct.volume import Chunk, Volume
 from ambient_mri.sampling import Sampler
 from ambient_mri.sampling.draw import describe_draw, sample_count
 

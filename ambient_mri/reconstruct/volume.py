@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ambient_mri._checks import DataError, check_finite, check_positive, check_shape, require
+from ambient_mri._checks import DataError, check_finite, check_positive, require
 from ambient_mri.coil_maps import MapSource, absorb_phase, estimate_coil_maps, likely_noise_std
 from ambient_mri.coil_maps.estimate import source_of_estimate
 from ambient_mri.coil_maps.noise_likelihood import FEWEST_COILS
 from ambient_mri.data.normalize import PERIPHERY, estimate_noise_std, measured_scale, noise_warnings
 from ambient_mri.measurement import Measurement
 from ambient_mri.prior import Prior
+from ambient_mri.reconstruct.read import ArrayLike
 from ambient_mri.sampling.calibration import FEW_LINES, EffectiveNoise, effective_noise_std
 from ambient_mri.sampling.joint_maps import JointSettings, calibrationless_coil_maps, joint_coil_maps
 
 if TYPE_CHECKING:
-    from ambient_mri.data.files import SliceSelection
     from ambient_mri.data.readers import RawScan
 
-__all__ = ["ArrayLike", "Chunk", "Volume", "read_raw"]
-
-ArrayLike: TypeAlias = np.ndarray | Tensor
+__all__ = ["Chunk", "Volume"]
 
 # Below this number of ACS lines, joint estimation gives better coil maps than ESPIRiT.
 JOINT_BELOW = FEW_LINES
@@ -43,6 +40,8 @@ _PLENTY = (
     f"coil_maps='joint' was asked for where there are {{lines}} ACS lines: from {JOINT_BELOW} lines on, ESPIRiT's maps "
     "are the better ones, and an image with joint maps can lose several dB. Leave coil_maps out, or pass 'espirit'."
 )
+# Slices whose noise is compared, and the factor from which it differs too much for one scan.
+_SLICES_TO_COMPARE, _UNEVEN = 8, 2.5
 # The method of maps that came with the scan.
 _GIVEN = "given"
 
@@ -127,6 +126,7 @@ class Volume:
         noise_source: Where it comes from. From the periphery of k-space alone it is an upper bound, which a slice's
             coil maps may lower (:mod:`ambient_mri.coil_maps.noise_likelihood`).
         held: Positions of the slices that hold signal: there is nothing to reconstruct in the others.
+        notes: What a user should know of coils without signal, which are left out, and of slices that are no volume.
     """
 
     raw: RawScan
@@ -134,6 +134,7 @@ class Volume:
     noise_std: Tensor
     noise_source: str
     held: tuple[int, ...]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Number of slices that hold signal."""
@@ -152,6 +153,7 @@ class Volume:
             DataError: If no slice holds any signal.
             AmbientMRIError: If scale, noise level or the scan's coil maps cannot be.
         """
+        raw, silent = _without_silent_coils(raw)
         held = tuple(i for i, part in enumerate(raw.kspace) if part.any())
         nothing = f"slices {list(raw.slice_indices)} hold nothing but zeros: there is nothing to reconstruct."
         require(bool(held), nothing, DataError)
@@ -161,7 +163,8 @@ class Volume:
         check_positive("scale", scale)
         if noise_std is not None:
             require(not isinstance(noise_std, str), f"noise_std must be a number; got {noise_std!r}.")
-            values, source = torch.as_tensor(noise_std, dtype=torch.float32).reshape(-1), "given"
+            array = noise_std.detach().cpu().numpy() if isinstance(noise_std, Tensor) else np.asarray(noise_std)
+            values, source = torch.from_numpy(array.astype(np.float32).reshape(-1)), "given"
             require(
                 len(values) in (1, len(raw)),
                 f"noise_std must be one number, or one for each of the {len(raw)} slices; got {len(values)}.",
@@ -175,7 +178,10 @@ class Volume:
             if source.startswith(PERIPHERY) and raw.num_coils >= FEWEST_COILS:
                 source += "; at most, as the coils agree"
             values = torch.tensor([estimate])
-        return cls(raw, scale, (values / scale).expand(len(raw)), source, held)
+        notes = _uneven(raw, held) if source not in ("given", "from the file") else []
+        if silent:
+            notes = [f"coils {silent} are zero everywhere: they tell nothing, and are left out.", *notes]
+        return cls(raw, scale, (values / scale).expand(len(raw)), source, held, tuple(notes))
 
     def chunk(self, rows: slice, device: torch.device, *, transpose: bool = False) -> Chunk:
         """Slices ``rows`` of those with signal, on ``device``; maps are estimated where the scan brings none.
@@ -210,7 +216,7 @@ class Volume:
             coil_maps=maps,
             noise_std=noise,
             scale=torch.full((len(y),), self.scale, device=device),
-            key=tuple(str(raw.slice_indices[i]) for i in picked),
+            key=tuple(str(raw.volume_slices[i]) for i in picked),
         ).check()
         if self.noise_source.startswith(PERIPHERY):
             noise = likely_noise_std(m, noise)
@@ -226,7 +232,7 @@ class Volume:
 
         They are worth what the calibration lines are worth, in a prepared file as in the raw one.
         """
-        if not _estimated(self.raw):
+        if not self.raw.estimated_maps:
             return ()
         methods = str(self.raw.attrs["maps"]).split(", ")
         method = next((name for name in methods if name.startswith("espirit/")), methods[0])
@@ -251,16 +257,15 @@ class Volume:
         """What a user should know of slices and coils without signal, and of a noise level that is none."""
         empty = [index for i, index in enumerate(self.raw.slice_indices) if i not in self.held]
         noted = [f"slices {empty} hold nothing but zeros: so do their reconstruction and its std."] if empty else []
-        silent = np.flatnonzero(~self.raw.kspace.any(axis=(0, 2, 3))).tolist()
-        noted += [f"coils {silent} are zero everywhere: they tell nothing."] if silent else []
-        return noted + noise_warnings(self.noise_source, self.raw.num_coils)
+        return noted + list(self.notes) + noise_warnings(self.noise_source, self.raw.num_coils)
 
     def settings(self) -> dict[str, Any]:
         """What was measured of the volume, as plain data."""
         raw = self.raw
         return {
             "source": str(raw.source or raw.name),
-            "slices": list(raw.slice_indices),
+            "slices": list(raw.volume_slices),
+            **({"whitened": True} if raw.attrs.get("whitened") else {}),
             "acceleration": raw.acceleration,
             "phase_encode_axis": raw.phase_encode_axis,
             "acquired_extent": [list(interval) for interval in raw.acquired_extent],
@@ -270,51 +275,29 @@ class Volume:
         }
 
 
-def read_raw(
-    scan: str | os.PathLike[str] | ArrayLike | RawScan,
-    mask: ArrayLike | None = None,
-    coil_maps: ArrayLike | None = None,
-    slices: SliceSelection = None,
-) -> RawScan:
-    """A scan from a file, arrays, or a RawScan, with the mask and maps that a caller may give beside it.
-
-    Raises:
-        DataError: If it cannot be read, or the mask does not fit.
-        AmbientMRIError: If the coil maps do not fit.
-    """
-    from ambient_mri.data.files import select_slices
-    from ambient_mri.data.readers import RawScan, from_arrays, read_scan
-
-    if mask is not None:
-        sampled = bool(torch.as_tensor(mask).any())
-        require(sampled, "mask selects no k-space location: nothing would be measured. Is it inverted?", DataError)
-    if isinstance(scan, RawScan):
-        raw = scan
-    elif isinstance(scan, np.ndarray | Tensor):
-        raw, mask = from_arrays(scan, mask), None
-    elif not isinstance(scan, str | os.PathLike):
-        raise DataError(f"a scan is a file or an array; got {type(scan).__name__}. Pass numpy.asarray(...) of it.")
-    else:
-        raw, slices = read_scan(scan, slices), None
-    if mask is not None:
-        again = from_arrays(raw.kspace, mask, where=raw.name)
-        axis, notes = again.phase_encode_axis, raw.notes + again.notes
-        # Maps that a preparation estimated from more data than the mask leaves would tell what was left out.
-        told = _estimated(raw) and bool((raw.mask & ~again.mask).any())
-        maps = None if told else raw.coil_maps
-        raw = replace(raw, kspace=again.kspace, mask=again.mask, phase_encode_axis=axis, notes=notes, coil_maps=maps)
-    if coil_maps is not None:
-        attrs = {name: value for name, value in raw.attrs.items() if name != "maps"}
-        raw = replace(raw, coil_maps=_given_maps(coil_maps, raw.kspace.shape), attrs=attrs)
-    if slices is None:
-        return raw
-    return _pick(raw, select_slices(slices, len(raw), raw.name))
+def _without_silent_coils(raw: RawScan) -> tuple[RawScan, list[int]]:
+    """The scan without coils that are zero everywhere, and their numbers: they would count as coils of no noise."""
+    heard = raw.kspace.any(axis=(0, 2, 3))
+    if heard.all() or not heard.any():
+        return raw, []
+    maps = None if raw.coil_maps is None else raw.coil_maps[:, heard]
+    return replace(raw, kspace=raw.kspace[:, heard], coil_maps=maps), np.flatnonzero(~heard).tolist()
 
 
-def _estimated(raw: RawScan) -> bool:
-    """Whether a preparation estimated the coil maps of a scan from its own lines."""
-    made = str(raw.attrs.get("maps", ""))
-    return raw.coil_maps is not None and ("espirit/" in made or "low_resolution" in made)
+def _uneven(raw: RawScan, held: Sequence[int]) -> list[str]:
+    """A note where slices were scaled one by one: noise that differs, and as the signal does, is not a scanner's."""
+    rows = [held[i * len(held) // _SLICES_TO_COMPARE] for i in range(_SLICES_TO_COMPARE)] if held[8:] else list(held)
+    of = lambda i: (raw.kspace[i : i + 1], raw.mask[i : i + 1] if len(raw.mask) > 1 else raw.mask)  # noqa: E731
+    levels = np.array([estimate_noise_std(*of(i), raw.acquired_extent)[0] for i in rows])
+    shares = levels / np.array([measured_scale(*of(i)) for i in rows])
+    spread = lambda values: float(values.max() / max(values.min(), 1e-30))  # noqa: E731
+    if spread(levels) < _UNEVEN or spread(shares) > spread(levels) ** 0.5:
+        return []
+    return [
+        f"noise and signal of the slices differ by a factor of {spread(levels):.0f}, as if each had its own scale; "
+        "they are taken for one volume, of one scale and one noise level. Reconstruct such slices (contrasts, echoes, "
+        "slices that were normalised) one by one: slices=0, slices=1, ..."
+    ]
 
 
 def _is_poor(source: MapSource) -> bool:
@@ -332,17 +315,6 @@ def _joint_source(source: MapSource) -> MapSource:
     return replace(source, method=f"joint from {source.method}", warnings=notes)
 
 
-def _given_maps(coil_maps: ArrayLike, kspace: tuple[int, ...]) -> np.ndarray:
-    maps = torch.as_tensor(coil_maps).detach().cpu().resolve_conj()
-    maps = maps[None] if maps.ndim == 3 else maps
-    require(maps.is_complex(), f"coil_maps must be complex (slices or 1, coils, H, W); got {maps.dtype}.")
-    per_slice = kspace[0] if maps.ndim == 4 and maps.shape[0] != 1 else 1
-    hint = f"K-space has shape {kspace}. Were the maps estimated from another scan?"
-    check_shape("coil_maps", maps, (per_slice, *kspace[1:]), hint)
-    check_finite("coil_maps", maps)
-    return maps.to(torch.complex64).numpy()
-
-
 def _normalised(maps: Tensor) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Maps with sum |S|^2 = 1, where they see anything, and a note if they had to be changed for it."""
     norm = maps.norm(dim=1, keepdim=True)
@@ -356,16 +328,3 @@ def _normalised(maps: Tensor) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         )
     flat = torch.full_like(maps, maps.shape[1] ** -0.5)
     return torch.where(support, maps / norm.clamp_min(1e-30), flat), support, notes
-
-
-def _pick(raw: RawScan, rows: Sequence[int]) -> RawScan:
-    chosen = list(rows)
-    per_slice = lambda a: a if a is None or len(a) == 1 != len(raw) else a[chosen]  # noqa: E731
-    return replace(
-        raw,
-        kspace=raw.kspace[chosen],
-        mask=per_slice(raw.mask),
-        coil_maps=per_slice(raw.coil_maps),
-        noise_std=None if raw.noise_std is None else raw.noise_std[chosen],
-        slice_indices=tuple(raw.slice_indices[i] for i in chosen),
-    )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +34,6 @@ __all__ = [
     "RunningMoments",
     "as_prior",
     "chi2",
-    "choose_device",
     "describe_draw",
     "draw",
     "joined",
@@ -216,22 +216,10 @@ def as_prior(prior: PriorLike, device: torch.device) -> Prior:
     return load_prior(os.fspath(prior) if isinstance(prior, os.PathLike) else prior, device=device)
 
 
-def choose_device(device: str | torch.device) -> torch.device:
-    """The device; "auto" takes a GPU where there is one.
-
-    Raises:
-        AmbientMRIError: If nothing can be put on it.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # a name that is none; a build without this device
-        raise AmbientMRIError(f"device {device!s} cannot be used: {' '.join(str(error).split())}") from error
-
-
 def sample_count(method: Sampler, samples: int) -> int:
     """Samples to draw: one from a sampler that makes a point estimate."""
+    whole = isinstance(samples, int | np.integer) and not isinstance(samples, bool)
+    require(whole, f"samples must be a whole number; got {samples!r}.")
     require(samples >= 1, f"samples must be at least 1; got {samples}.")
     return samples if method.stochastic else 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,20 @@ def export_prior(
 def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the latest step in ``folder``, or None.
 
-    A run shorter than the interval between checkpoints leaves ``last.ckpt`` alone.
+    A run shorter than the interval between checkpoints leaves ``last.ckpt`` alone. A file that is cut short is passed
+    over, for the one before.
+
+    Raises:
+        AmbientMRIError: If no checkpoint is whole.
     """
     found = sorted(folder.glob("step*.ckpt")) or [p for p in (folder / "last.ckpt",) if p.is_file()]
-    return found[-1] if found else None
+    whole = [path for path in found if zipfile.is_zipfile(path)]
+    for path in (p for p in found if p not in whole):
+        log.warning("%s is cut short: passed over.", path)
+    require(
+        bool(whole) or not found, f"no checkpoint in {folder} is whole: delete the folder, and the run begins again."
+    )
+    return whole[-1] if whole else None
 
 
 def export_checkpoint(

@@ -13,8 +13,9 @@ from ambient_mri.corruption import ImageCorruption, Undersampling
 from ambient_mri.data.datasets import ScanDataset
 from ambient_mri.measurement import Measurement
 from ambient_mri.training.estimates import evenly_spaced
+from ambient_mri.training.laws import scan_corruption
 from ambient_mri.training.natural import ImageFolder
-from ambient_mri.training.setup import image_split, scan_corruption, scan_set
+from ambient_mri.training.setup import image_split, scan_set
 
 __all__ = ["measurements_of_run"]
 

@@ -51,8 +51,17 @@ from ambient_mri.training.export import find_prior
 from ambient_mri.training.natural import ImageFolder, ImageSplit
 from ambient_mri.training.natural_em import assess_images, restoration
 from ambient_mri.training.provenance import write_json
-from ambient_mri.training.run import IDENTITY, check_same_run, train
-from ambient_mri.training.setup import build, check_devices, image_split, record_scans, require_chain, scan_set
+from ambient_mri.training.restored import made_by
+from ambient_mri.training.run import IDENTITY, check_same_run, train, write_configuration
+from ambient_mri.training.setup import (
+    build,
+    check_devices,
+    check_numbers,
+    image_split,
+    record_scans,
+    require_chain,
+    scan_set,
+)
 from ambient_mri.training.shared_work import is_first, share
 from ambient_mri.training.sources import ScanSet
 
@@ -90,8 +99,11 @@ def expectation_maximisation(cfg: DictConfig) -> Path:
         f"data={cfg.data.name} are images, and em.first={cfg.em.first} reconstructs k-space: choose em.first=prior.",
     )
     check_devices(cfg.trainer)
+    check_numbers(cfg)
     _open(cfg, run_dir)
     scans = image_split(cfg) if images else scan_set(cfg, run_dir)
+    if isinstance(scans, ScanSet):
+        scans.require_names()
     require_chain(cfg, draw_of(scans.manifest), run_dir)
     first = find_prior(cfg.init) if cfg.em.first == "prior" else None
     require(
@@ -139,9 +151,16 @@ def _open(cfg: DictConfig, run_dir: Path) -> None:
     begun = (run_dir / "config.yaml").is_file()
     known = f"{run_dir} holds a run already: choose another run_dir, or resume=true to go on with it."
     require(bool(cfg.resume) or not begun, known)
+    averaged = [n for n in range(1, cfg.em.rounds) if "average" in made_by(run_dir / f"round_{n}" / "reconstructions")]
+    last = (averaged or [0])[0]
+    require(
+        not averaged,
+        f"round {last} of {run_dir} learned from means of posterior samples (em.average), which only the last round "
+        f"may: its variance would go on falling. Leave em.rounds at {last}, or choose another run_dir.",
+    )
     run_dir.mkdir(parents=True, exist_ok=True)
     if is_first():
-        OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+        write_configuration(cfg, run_dir / "config.yaml")
 
 
 def _comparable(cfg: DictConfig) -> DictConfig:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from ambient_mri._checks import require
+from ambient_mri._files import write_atomically
 from ambient_mri.corruption import ImageCorruption
 from ambient_mri.data.datasets import ImageDataset
 from ambient_mri.denoiser import CleanDenoiser, ConditionalDenoiser, Denoiser
@@ -33,19 +34,22 @@ from ambient_mri.training.loggers import MetricsFile
 from ambient_mri.training.module import TrainingModule
 from ambient_mri.training.natural import ImageSplit
 from ambient_mri.training.provenance import provenance, write_json
-from ambient_mri.training.setup import Setup, architecture, build, check_devices, require_chain, set_up
-from ambient_mri.training.shared_work import EXPECTED_WARNINGS
+from ambient_mri.training.setup import Setup, architecture, build, check_devices, check_numbers, require_chain, set_up
+from ambient_mri.training.shared_work import EXPECTED_WARNINGS, is_first
 
-__all__ = ["IDENTITY", "check_same_run", "train"]
+__all__ = ["IDENTITY", "check_same_run", "train", "write_configuration"]
 
 log = logging.getLogger(__name__)
 
 # What makes a run the run it is: a folder that holds another one is never written to.
-IDENTITY = ("data", "corruption", "network", "model", "objective", "training", "augmentation", "seed")
+IDENTITY = (
+    *("data", "corruption", "network", "model", "objective", "training", "augmentation", "seed", "ema_half_life"),
+    *("loader.batch_size", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val"),
+)
 # Where files lie, and how they are read, on the machine that trains: no part of a run's identity, never in a prior.
 _PLACES = ("root", "cache", "split", "workers")
-# A class that moved to another module still gives the same scans; scans.json holds them.
-_NOT_IDENTITY = ("data._target_",)
+# A class that moved to another module still gives the same scans; scans.json holds them. Compiled is only faster.
+_NOT_IDENTITY = ("data._target_", "training.compile")
 # Lightning's advice that does not apply here, and why.
 _EXPECTED_WARNINGS = (
     *EXPECTED_WARNINGS,
@@ -70,6 +74,7 @@ def train(cfg: DictConfig) -> Path:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     run_dir = Path(cfg.run_dir or f"runs/{cfg.data.name}_{_objective_name(cfg)}")
     check_devices(cfg.trainer)
+    check_numbers(cfg)
     checkpoint = _open_run(cfg, run_dir)
     setup = set_up(cfg, run_dir)
     chain = require_chain(cfg, draw_of(setup.scans.manifest), run_dir)
@@ -108,11 +113,15 @@ def _open_run(cfg: DictConfig, run_dir: Path) -> Path | None:
         check_same_run(run_dir, cfg)
         _check_same_root(stored, cfg)
         log.info("going on from %s", found)
-    elif stored.is_file() and not _same_data(stored, cfg):  # a start that failed keeps no claim on the folder
-        (run_dir / "scans.json").unlink(missing_ok=True)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, stored, resolve=True)
+    elif stored.is_file() and is_first() and OmegaConf.select(cfg, "em.round") is None:
+        (run_dir / "scans.json").unlink(missing_ok=True)  # a start that failed keeps no claim on the folder
+    write_configuration(cfg, stored)
     return found
+
+
+def write_configuration(cfg: DictConfig, path: Path) -> None:
+    """Write ``config.yaml``, atomically."""
+    write_atomically(path, OmegaConf.to_yaml(cfg, resolve=True).encode())
 
 
 def check_same_run(run_dir: Path, cfg: DictConfig, identity: Collection[str] = IDENTITY) -> None:
@@ -124,13 +133,26 @@ def check_same_run(run_dir: Path, cfg: DictConfig, identity: Collection[str] = I
     stored = run_dir / "config.yaml"
     if not stored.is_file():
         return
-    before, now = (_flatten(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(stored), cfg))
-    shared = [k for k in before if k in now and k.split(".")[0] in identity and k not in _NOT_IDENTITY]
-    changed = sorted(k for k in shared if before[k] != now[k] and k.split(".")[-1] not in _PLACES)
+    before, now = (OmegaConf.to_container(c, resolve=True) for c in (OmegaConf.load(stored), cfg))
+    found = [key for key in _differing(before, now) if any(_within(key, part) for part in identity)]
+    changed = sorted(k for k in found if k not in _NOT_IDENTITY and k.split(".")[-1] not in _PLACES)
     require(
         not changed,
         f"{run_dir} holds another run: it differs in {', '.join(changed[:4])}. Choose another run_dir.",
     )
+
+
+def _differing(before: Any, now: Any, key: str = "") -> Iterator[str]:
+    """Keys that both have and whose values differ; of a value and a mapping, the key of the mapping."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in (k for k in before if k in now):
+            yield from _differing(before[name], now[name], f"{key}.{name}" if key else str(name))
+    elif before != now:
+        yield key
+
+
+def _within(key: str, part: str) -> bool:
+    return key == part or key.startswith(f"{part}.")
 
 
 def _root(cfg: Any) -> str | None:
@@ -147,21 +169,6 @@ def _check_same_root(stored: Path, cfg: DictConfig) -> None:
         before is None or now is None or before == now,
         f"{stored.parent} was begun with data.root={before}; now it is {now}. Choose another run_dir.",
     )
-
-
-def _same_data(stored: Path, cfg: DictConfig) -> bool:
-    before, now = OmegaConf.load(stored), cfg
-    parts = [(OmegaConf.select(c, "data"), OmegaConf.select(c, "corruption"), _root(c)) for c in (before, now)]
-    return bool(parts[0] == parts[1])
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    found: dict[str, Any] = {}
-    for key, item in value.items():
-        found |= _flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    return found
 
 
 def _module(cfg: DictConfig, setup: Setup, plan: dict[str, Any], *, warm: bool) -> TrainingModule:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
-from ambient_mri._checks import AmbientMRIError, require
-from ambient_mri.corruption import AdditiveNoise, ImageCorruption, Undersampling, check_learnable
+from ambient_mri._checks import DataError, require
+from ambient_mri.corruption import AdditiveNoise, ImageCorruption, Undersampling
 from ambient_mri.data.datasets import ImageDataset, ScanDataset
-from ambient_mri.masks import ObservedMasks, SamplingLaw
+from ambient_mri.masks import ObservedMasks
 from ambient_mri.objectives import Objective
 from ambient_mri.operators import Identity, Mask
 from ambient_mri.tensors import keyed_generator
+from ambient_mri.training.build import build
 from ambient_mri.training.datamodule import TrainingData
 from ambient_mri.training.draws import (
     Draw,
@@ -33,6 +31,7 @@ from ambient_mri.training.draws import (
 )
 from ambient_mri.training.estimates import evenly_spaced, sd_of_images, sd_of_scans
 from ambient_mri.training.export import newest_checkpoint
+from ambient_mri.training.laws import check_law, configured_law, scan_corruption
 from ambient_mri.training.natural import (
     CorruptedImages,
     ImageFolder,
@@ -50,18 +49,16 @@ __all__ = [
     "architecture",
     "build",
     "check_devices",
-    "check_law",
+    "check_numbers",
     "image_split",
     "record_scans",
     "require_chain",
-    "scan_corruption",
     "scan_set",
     "set_up",
 ]
 
 log = logging.getLogger(__name__)
 
-_SCANS_TO_CHECK = 32
 # Masks that the law of images which are corrupted already is estimated from, at most.
 _MASKS_OF_A_LAW = 4096
 # Arguments of models that measurements are needed for.
@@ -85,19 +82,23 @@ class Setup:
     data: TrainingData
 
 
-def build(node: Any, **arguments: Any) -> Any:
-    """The object that a configuration node names.
+def check_numbers(cfg: DictConfig) -> None:
+    """Check what would only be found wrong once data are prepared, or not at all.
 
     Raises:
-        AmbientMRIError: What its class says about its arguments, in one line.
+        AmbientMRIError: Naming the setting and what to choose instead.
     """
-    try:
-        return instantiate(node, _convert_="all", **arguments)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, AmbientMRIError):
-            raise error.__cause__ from None
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise AmbientMRIError(f"{node.get('_target_', 'the configuration')} cannot be made: {reason}.") from error
+    whole = ("loader.batch_size", "checkpoint_every", "trainer.log_every_n_steps", "trainer.val_check_interval")
+    for key, integral in {**dict.fromkeys(whole, True), "ema_half_life": False, "training.lr": False}.items():
+        value = OmegaConf.select(cfg, key)
+        good = isinstance(value, int | float) and not isinstance(value, bool) and value >= (1 if integral else 0)
+        kind = "a whole number of at least 1" if integral else "a number, not negative"
+        require(good and (not integral or float(value).is_integer()), f"{key} must be {kind}; got {value}.")
+    require(
+        str(cfg.trainer.precision) in ("32-true", "32"),
+        f"trainer.precision must be 32-true; got {cfg.trainer.precision}. Physics and optimiser compute in float32; "
+        "the network's own precision is model.precision (bf16 or fp32).",
+    )
 
 
 def check_devices(trainer: DictConfig) -> None:
@@ -211,25 +212,34 @@ def image_split(cfg: DictConfig) -> ImageSplit:
     return split.drawn_by(corruption)
 
 
-def scan_corruption(cfg: DictConfig, measured: ScanDataset) -> Undersampling:
-    """The corruption of scans: as configured, or with the law of their own masks."""
-    law = _law(cfg) or ObservedMasks([measured[i].mask for i in evenly_spaced(len(measured), 512)])
-    found: Undersampling = build(cfg.corruption, law=law)
-    return found
-
-
 def scan_set(cfg: DictConfig, run_dir: Path) -> ScanSet:
-    """The scans of a run: those in its ``scans.json``, else those that the configuration names, recorded there."""
-    scans = _recorded_scans(run_dir)
-    if scans is None:
-        source = build({k: v for k, v in cfg.data.items() if k != "references"})
-        law = _law(cfg)
-        if isinstance(source, SimulatedSet):  # hours of simulation are not to end in a refusal
-            require_chain(cfg, source.draw(law), run_dir)
-        scans = source.prepare(law)
-        if cfg.data.get("references"):
-            scans = scans.with_references(Path(cfg.data.references).expanduser().resolve())
-        record_scans(scans, run_dir)
+    """The scans of a run: those in its ``scans.json``, else those that the configuration names, recorded there.
+
+    Raises:
+        DataError: If a run that has begun lacks some of its scans, and they cannot be prepared or simulated again: a
+            new list would hold other subjects out.
+    """
+    recorded = _recorded_scans(run_dir)
+    if recorded is not None and not _missing(recorded):
+        return recorded
+    source = build({k: v for k, v in cfg.data.items() if k != "references"})
+    law = configured_law(cfg)
+    if isinstance(source, SimulatedSet):  # hours of simulation are not to end in a refusal
+        require_chain(cfg, source.draw(law), run_dir)
+    scans = source.prepare(law)
+    if cfg.data.get("references"):
+        scans = scans.with_references(Path(cfg.data.references).expanduser().resolve())
+    begun = newest_checkpoint(run_dir / "checkpoints") is not None or (run_dir / "round_1").is_dir()
+    if recorded is not None and begun:
+        missing = _missing(recorded)
+        require(
+            not missing,
+            f"{len(missing)} of the scans that {run_dir} was begun with are gone, the first is "
+            f"{(missing or [run_dir])[0]}: put them back, or choose another run_dir for those that are left.",
+            DataError,
+        )
+        return recorded
+    record_scans(scans, run_dir)
     return scans
 
 
@@ -266,56 +276,6 @@ def require_chain(cfg: DictConfig, now: Draw | None, run_dir: Path) -> list[Draw
 def record_scans(scans: ScanSet, run_dir: Path) -> None:
     """Write ``scans.json``: what a run in ``run_dir`` reads from now on."""
     write_json(run_dir / "scans.json", _plain(scans))
-
-
-def check_law(corruption: Undersampling, scans: ScanSet, measured: ScanDataset) -> None:
-    """Check that the scans follow the configured law, and that the clean distribution can be learned under it.
-
-    Raises:
-        AmbientMRIError: If another law is recorded in the scans, if their masks contradict it, or if it leaves a hole.
-    """
-    law = corruption.law.describe()
-    observed = isinstance(corruption.law, ObservedMasks)
-    recorded = scans.manifest.get("sampling_law") or {}
-    require(
-        not recorded or observed or recorded == law,
-        f"the scans were undersampled by {recorded}, but corruption.law is {law}: the weights of the loss would be "
-        "wrong. Choose the same law, or corruption=observed.",
-    )
-    masks: dict[str, Tensor] = {}
-    for index in evenly_spaced(len(measured), _SCANS_TO_CHECK):
-        scan = measured[index]
-        masks[scan.key[0]] = scan.mask
-        across = scan.mask.shape[-1] == 1 and scan.mask.shape[-2] > 1
-        require(
-            not across,
-            f"scan {scan.key[0]} is phase-encoded along the rows; training expects the phase-encode axis last, as in "
-            "fastMRI files. Swap the two image axes of the k-space and prepare it again.",
-        )
-        always = corruption.law.always(scan.image_shape)
-        require(
-            bool((scan.mask | ~always).all()),
-            f"scan {scan.key[0]} does not sample lines that {', '.join(f'{k}={v}' for k, v in law.items())} always "
-            "samples: it follows another law. Name it (corruption=..., corruption.law.acceleration=, "
-            "corruption.law.acs_lines=), or corruption=observed, which estimates it from many scans.",
-        )
-    _check_masks_differ(list(masks.values()), law)
-    result = check_learnable(corruption, measured[0])
-    notes = [f"smallest eigenvalue of E[A^H A | A~] {result.smallest_eigenvalue:.2g}"]
-    notes += [f"{result.rim} lines at the rim are never sampled: lower resolution"] if result.rim else []
-    notes += [] if result.exact_weights else ["weights of this law are approximate (marginal)"]
-    log.info("learnable: %s", ", ".join(notes))
-
-
-def _check_masks_differ(masks: Sequence[Tensor], law: dict[str, Any]) -> None:
-    """Many masks that a random law drew are not all the same; few of them may be, of equispaced lines."""
-    first = masks[0]
-    fixed = len(masks) >= 12 and not bool(first.all()) and all(torch.equal(mask, first) for mask in masks[1:])
-    require(
-        not fixed,
-        f"all of {len(masks)} volumes have the same mask, which {law} does not draw: what it leaves out is never "
-        "measured, and no prior can be learned of it. Scans with different masks are needed.",
-    )
 
 
 def architecture(cfg: DictConfig, setup: Setup, stored: Path, *, resuming: bool) -> dict[str, Any]:
@@ -371,11 +331,6 @@ def _measured_covariance(setup: Setup) -> dict[str, Any] | None:
     return None
 
 
-def _law(cfg: DictConfig) -> SamplingLaw | None:
-    """The configured law; None where it is to be estimated from the scans' masks."""
-    return None if cfg.corruption.law == "observed" else build(cfg.corruption.law)
-
-
 def _plain(scans: ScanSet) -> dict[str, Any]:
     found = asdict(scans)
     found["references"] = None if scans.references is None else str(scans.references)
@@ -383,13 +338,15 @@ def _plain(scans: ScanSet) -> dict[str, Any]:
 
 
 def _recorded_scans(run_dir: Path) -> ScanSet | None:
-    """The scans that the run was started with, if all of them are still there."""
+    """The scans that the run was started with; None where none are recorded."""
     path = run_dir / "scans.json"
     if not path.is_file():
         return None
     found = json.loads(path.read_text())
     train, val = (tuple(Path(p) for p in found[part]) for part in ("train", "val"))
     references = None if found["references"] is None else Path(found["references"])
-    if not all(p.is_file() for p in (*train, *val)):
-        return None
     return ScanSet(train, val, references, found["manifest"])
+
+
+def _missing(scans: ScanSet) -> list[Path]:
+    return [path for path in (*scans.train, *scans.val) if not path.is_file()]

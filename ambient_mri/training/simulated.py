@@ -21,6 +21,7 @@ import torch
 
 from ambient_mri._checks import DataError, require
 from ambient_mri.data.datasets import write_images
+from ambient_mri.data.files import sha256_of_file
 from ambient_mri.data.images import ImageSet, load_image_set
 from ambient_mri.data.phantom import BrainPhantom
 from ambient_mri.data.schema import write_prepared
@@ -79,6 +80,10 @@ class SimulatedSet(ABC):
     def settings(self) -> dict[str, Any]:
         """What :meth:`images` depends on, as plain data; part of the cache's name."""
 
+    def content(self) -> dict[str, Any]:
+        """Digests of files that :meth:`settings` gives by name; part of the cache's name as well."""
+        return {}
+
     def subjects(self) -> frozenset[str]:
         """Digests of the training subjects; empty where the settings alone say whose scans they are."""
         return frozenset()
@@ -123,7 +128,8 @@ class SimulatedSet(ABC):
         """
         law = self._checked(law)
         settings = self._settings(law)
-        target = cache_folder(self.cache) / f"{self.name}-{short_hash(settings)}"
+        # Which images the names stand for is told by their content.
+        target = cache_folder(self.cache) / f"{self.name}-{short_hash({**settings, **self.content()})}"
         for part in ("scans", "references"):
             (target / part).mkdir(parents=True, exist_ok=True)
         train, val = self.volumes()
@@ -289,6 +295,10 @@ class ImageFiles(SimulatedSet):
         """The files, by name."""
         files: dict[str, Any] = {"files": [p.name for p in self._paths()]}
         return files if self.reduce == 1 else files | {"reduce": self.reduce}
+
+    def content(self) -> dict[str, Any]:
+        """The files, by content."""
+        return {"sha256": [sha256_of_file(path) for path in self._paths()]}
 
     def _paths(self) -> list[Path]:
         command = f"python -m ambient_mri.train data={self.name} data.root=/path/to/images"

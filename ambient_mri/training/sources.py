@@ -68,13 +68,28 @@ class ScanSet:
         """Image files of the held-out scans, as many as there are."""
         return self._images(self.val)
 
+    def require_names(self) -> None:
+        """Check that no held-out scan has the name of a training scan: images are found by it.
+
+        Raises:
+            DataError: Naming some that do.
+        """
+        both = sorted({scan.name for scan in self.train} & {scan.name for scan in self.val})
+        require(
+            not both,
+            f"{len(both)} held-out scans have the file names of training scans, such as {', '.join(both[:3])}: images "
+            "are found by the name of their scan, and would be taken for those of the others. Rename the files.",
+            DataError,
+        )
+
     def with_references(self, folder: Path) -> ScanSet:
         """The scans with an image file in ``folder``, and these as references: reconstructions, for the M-step of EM.
 
         Raises:
-            DataError: If there is no image file of a training scan in ``folder``.
+            DataError: If there is no image file of a training scan in ``folder``, or scans share their names.
             AmbientMRIError: If an E-step made them from another draw of the scans.
         """
+        self.require_names()
         kept = tuple(scan for scan in self.train if (folder / scan.name).is_file())
         require(
             bool(kept),
@@ -104,7 +119,7 @@ class ScanFolder:
         name: Name of the set.
         root: Folder with ``.h5`` or ``.npz`` files, or with the subfolders ``train`` and ``val``.
         train: Subfolder with training files; where it is missing, ``root`` itself holds them.
-        val: Subfolder with held-out files; where it is missing, every tenth subject is held out.
+        val: Subfolder with held-out files; where it is missing, every tenth file is held out.
         cache: Where prepared scans are written; see :func:`cache_folder`.
         seed: Data seed: masks of fully sampled volumes are drawn from it.
         pattern: Which files to take; all that can be read (.h5, .npz, .npy) when None.
@@ -151,9 +166,10 @@ class ScanFolder:
         """
         train, val = self._split()
         described = None if law is None else law.describe()
-        # Volumes of one name lie in several folders of a data set.
         settings = {"set": self.name, "from": self.train_folder, "law": described, **self.preparation.describe()}
-        target = cache_folder(self.cache) / f"{self.name}-{short_hash(settings)}"
+        # Files of one name lie in other folders, too. The place is no part of what the prior's card says.
+        place = {**settings, "root": str(Path(str(self.root)).expanduser().resolve())}
+        target = cache_folder(self.cache) / f"{self.name}-{short_hash(place)}"
         prepared = {part: self._prepared(files, target / part, law) for part, files in (("train", train), ("val", val))}
         first = read_prepared(prepared["train"][0], slices=0)
         manifest = {
@@ -190,6 +206,14 @@ class ScanFolder:
             require(bool(parts.get("train")), f"{self.split} lists no volume to train on.", DataError)
             return parts["train"][: self.limit], parts.get("val", [])
         val = train[9::10] if held_out is None else own
+        if held_out is None and val:
+            log.info(
+                "%d of %d files are held out, each taken for another subject. Where a subject has several, say which "
+                "to hold out: a folder %s/, or data.split.",
+                len(val),
+                len(train),
+                self.val_folder,
+            )
         if not val:
             log.warning(
                 "%s has no held-out scan: below 10 volumes none is put aside; a folder %s/ would hold your own choice.",

@@ -35,7 +35,8 @@ from ambient_mri.data.simulate import Simulation, simulate_scan
 from ambient_mri.masks import EquispacedLines, PoissonDisc, RandomLines, SamplingLaw
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators import sense
-from ambient_mri.reconstruct.volume import Volume, read_raw
+from ambient_mri.reconstruct.read import read_raw
+from ambient_mri.reconstruct.volume import Volume
 from ambient_mri.tensors import keyed_generator
 
 SCANS = ("brain_t1_4ch", "brain_t1_8ch", "phantom_4ch")

@@ -43,7 +43,8 @@ from ambient_mri.data.simulate import Simulation, simulate_scan  # noqa: E402
 from ambient_mri.masks import RandomLines  # noqa: E402
 from ambient_mri.measurement import Measurement  # noqa: E402
 from ambient_mri.prior import load_prior  # noqa: E402
-from ambient_mri.reconstruct.volume import Volume, read_raw  # noqa: E402
+from ambient_mri.reconstruct.read import read_raw  # noqa: E402
+from ambient_mri.reconstruct.volume import Volume  # noqa: E402
 from ambient_mri.report.cost import cost_curves  # noqa: E402
 from ambient_mri.report.plots import curve_figure  # noqa: E402
 from ambient_mri.report.records import BASELINES, ResultFile, Row, read_records  # noqa: E402

@@ -89,6 +89,8 @@ def test_the_last_round_may_learn_from_means_of_samples(scan_folder: Path, ambie
     rounds(scan_folder, tmp_path / "run", f"init={ambient_run}", "em.average=3")
     made_by = [json.loads((tmp_path / f"run/round_{k}/reconstructions/made_by.json").read_text()) for k in (1, 2)]
     assert "average" not in made_by[0] and made_by[1]["average"] == 3
+    with pytest.raises(AmbientMRIError, match=r"round 2 of .* learned from means .* Leave em\.rounds at 2"):
+        rounds(scan_folder, tmp_path / "run", f"init={ambient_run}", "em.average=3", "em.rounds=3")
     with pytest.raises(AmbientMRIError, match=r"em\.average must be at least 1; got 0"):
         rounds(scan_folder, tmp_path / "other", f"init={ambient_run}", "em.average=0")
     with pytest.raises(AmbientMRIError, match="the first round has none"):
@@ -170,6 +172,14 @@ def test_finished_rounds_are_left_alone_and_more_can_follow(
 def test_without_a_prior_to_begin_with(scan_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(AmbientMRIError, match="objective=em begins with a prior: give init=RUN"):
         rounds(scan_folder, tmp_path)
+
+
+def test_scans_of_one_name_in_both_parts(scan_folder: Path, ambient_run: Path, tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        shutil.copytree(scan_folder / part, tmp_path / part)
+    (tmp_path / "val" / "v5.h5").rename(tmp_path / "val" / "v0.h5")
+    with pytest.raises(AmbientMRIError, match="have the file names of training scans, such as v0"):
+        rounds(tmp_path, tmp_path / "run", f"init={ambient_run}")
 
 
 def test_images_of_another_e_step_are_not_mixed(tmp_path: Path) -> None:

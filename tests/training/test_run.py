@@ -20,6 +20,7 @@ from ambient_mri.denoiser import CleanDenoiser, ConditionalDenoiser
 from ambient_mri.masks import RandomLines
 from ambient_mri.prior import load_prior
 from ambient_mri.train import compose
+from ambient_mri.training.export import newest_checkpoint
 from ambient_mri.training.loggers import read_metrics
 from ambient_mri.training.run import train
 from tests.training.conftest import make_scan
@@ -134,6 +135,11 @@ def test_a_finished_run_is_left_alone(every: int, scan_folder: Path, tmp_path: P
     [
         ("training.lr=1e-5", r"holds another run: it differs in training\.lr"),
         ("corruption.core=3", r"holds another run: it differs in corruption\.core"),
+        ("corruption.law=observed", r"holds another run: it differs in corruption\.law,"),
+        ("augmentation=null", r"holds another run: it differs in augmentation"),
+        ("loader.batch_size=2", r"holds another run: it differs in loader\.batch_size"),
+        ("ema_half_life=0.1", r"holds another run: it differs in ema_half_life"),
+        ("trainer.gradient_clip_val=2.0", r"holds another run: it differs in trainer\.gradient_clip_val"),
         ("resume=false", "holds a run already"),
     ],
 )
@@ -141,6 +147,78 @@ def test_a_run_folder_keeps_its_run(override: str, words: str, scan_folder: Path
     run(scan_folder, tmp_path, "trainer.max_steps=2", "checkpoint_every=1")
     with pytest.raises(AmbientMRIError, match=words):
         run(scan_folder, tmp_path, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trainer.precision=bf16-mixed", r"trainer\.precision must be 32-true; got bf16-mixed\. .* model\.precision"),
+        ("training.lr=-1.0", r"training\.lr must be a number, not negative; got -1\.0"),
+        ("loader.batch_size=0", r"loader\.batch_size must be a whole number of at least 1; got 0"),
+        ("trainer.log_every_n_steps=0", r"trainer\.log_every_n_steps must be a whole number"),
+        ("trainer.val_check_interval=0.5", r"trainer\.val_check_interval must be a whole number .*; got 0\.5"),
+        ("ema_half_life=-1", r"ema_half_life must be a number, not negative; got -1"),
+    ],
+)
+def test_impossible_numbers_are_refused_before_any_data_are_read(override: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(AmbientMRIError, match=words):
+        run(tmp_path / "nowhere", tmp_path / "run", override)
+    assert not (tmp_path / "run").exists()
+
+
+def folder_of_scans(folder: Path, numbers: range) -> Path:
+    folder.mkdir(exist_ok=True)
+    for i in numbers:
+        write_prepared(folder / f"s{i:02d}.h5", make_scan(f"s{i}", slices=1, size=(16, 20))[0])
+    return folder
+
+
+def test_a_run_that_has_begun_lacks_none_of_its_scans(tmp_path: Path) -> None:
+    """A new list would hold out subjects that it was trained on."""
+    scans = folder_of_scans(tmp_path / "scans", range(12))
+    run(scans, tmp_path / "run", "trainer.max_steps=2", "checkpoint_every=1")
+    gone = scans / "s05.h5"
+    content = gone.read_bytes()
+    gone.unlink()
+    with pytest.raises(AmbientMRIError, match=r"1 of the scans that .* are gone, the first is .*s05\.h5"):
+        run(scans, tmp_path / "run")
+    gone.write_bytes(content)
+    run(scans, tmp_path / "run")
+    assert len(losses(tmp_path / "run")) == 4
+
+
+def test_simulated_scans_that_are_gone_are_made_again(tmp_path: Path) -> None:
+    overrides = [f"run_dir={tmp_path / 'run'}", f"data.cache={tmp_path / 'cache'}", "data.size=32", *TINY]
+    overrides += ["data.train_volumes=2", "data.val_volumes=1", "data.slices=2", "checkpoint_every=1"]
+    train(compose([*overrides, "trainer.max_steps=1"]))
+    (gone,) = tmp_path.glob("cache/*/scans/train_00001.h5")
+    gone.unlink()
+    train(compose([*overrides, "trainer.max_steps=2"]))
+    assert gone.is_file() and len(losses(tmp_path / "run")) == 2
+
+
+def test_a_start_that_was_killed_early_takes_the_scans_that_are_there_now(tmp_path: Path) -> None:
+    scans = folder_of_scans(tmp_path / "scans", range(12))
+    with pytest.raises(AmbientMRIError, match="no prior '/nowhere'"):
+        run(scans, tmp_path / "run", "init=/nowhere")
+    folder_of_scans(scans, range(12, 20))
+    run(scans, tmp_path / "run", "trainer.max_steps=1")
+    recorded = json.loads((tmp_path / "run" / "scans.json").read_text())
+    assert len(recorded["train"]) == 18 and len(recorded["val"]) == 2
+
+
+def test_a_checkpoint_that_is_cut_short_is_passed_over(scan_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    run(scan_folder, tmp_path / "run", "trainer.max_steps=3", "checkpoint_every=1")
+    *before, last = sorted(folder.glob("step*.ckpt"))
+    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    assert newest_checkpoint(folder) == before[-1]
+    run(scan_folder, tmp_path / "run", "checkpoint_every=1")
+    assert len(losses(tmp_path / "run")) >= 4 and load_prior(tmp_path / "run" / "prior").metadata["steps"] == 4
+    for path in folder.glob("*.ckpt"):
+        path.write_bytes(b"PK\x03\x04")
+    with pytest.raises(AmbientMRIError, match=r"no checkpoint in .* is whole: delete the folder"):
+        run(scan_folder, tmp_path / "run")
 
 
 def test_a_run_keeps_its_data_and_a_failed_start_keeps_nothing(scan_folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,26 @@ def test_image_files_are_split_by_subject(tmp_path: Path, generator: torch.Gener
     assert [len(read_prepared(p)) for p in (*found.train, *found.val)] == [3, 2, 3]
 
 
+def test_images_are_known_by_their_content_not_by_the_names_of_files(
+    tmp_path: Path, generator: torch.Generator
+) -> None:
+    """Another file of the same name, in another folder or in the same, is another set."""
+    found = []
+    for i, folder in enumerate(("a", "b", "a")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        images = smooth_images(2, (24, 24), generator)[:, 0].abs().numpy()
+        np.savez(tmp_path / folder / "h.npz", images=images, subject=np.array([1, 2]), split=np.array(["train"] * 2))
+        source = ImageFiles(
+            "images", str(tmp_path / folder), files=["h.npz"], cache=str(tmp_path / "c"), scanner=SCANNER
+        )
+        scans = source.prepare(LAW)
+        assert source.prepare(LAW) == scans and len(list((tmp_path / "c").iterdir())) == i + 1
+        found.append(scans)
+    stored = [np.abs(read_images(scans.train_references()[0]).images) for scans in found]
+    assert all(not np.allclose(a, b, rtol=0.01) for a, b in combinations(stored, 2))
+    assert len({scans.manifest["hash"] for scans in found}) == 1, "the same settings, by which a draw is known"
+
+
 def test_missing_images_say_how_to_get_them(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"data=brain_images needs the folder with a\.npz: run `python -m .* data\.root="
@@ -110,6 +131,15 @@ def test_reconstructions_become_references(scan_folder: Path, tmp_path: Path) ->
         found.with_references(tmp_path)
 
 
+def test_held_out_scans_do_not_have_the_names_of_training_scans(scan_folder: Path, tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        shutil.copytree(scan_folder / part, tmp_path / part)
+    shutil.copy(scan_folder / "train" / "v1.h5", tmp_path / "val" / "v0.h5")
+    found = ScanFolder("mine", str(tmp_path)).prepare(None)
+    with pytest.raises(DataError, match=r"1 held-out scans have the file names of training scans, such as v0\.h5"):
+        found.with_references(scan_folder / "references")
+
+
 @pytest.mark.filterwarnings("ignore::ambient_mri.data.readers.DataWarning")  # files without a header
 def test_raw_files_are_prepared_first_and_a_bad_one_is_skipped(tmp_path: Path, generator: torch.Generator) -> None:
     root = tmp_path / "raw"
@@ -126,6 +156,10 @@ def test_raw_files_are_prepared_first_and_a_bad_one_is_skipped(tmp_path: Path, g
     assert scan.sampling_law == LAW.describe() and scan.mask.sum() == 12
     shutil.rmtree(root / "s03.h5", ignore_errors=True)
     assert source.prepare(LAW).train == found.train
+    # Files of the same names in another folder are other scans.
+    elsewhere = shutil.copytree(root, tmp_path / "elsewhere")
+    others = ScanFolder("raw", str(elsewhere), cache=str(tmp_path / "cache"), seed=4).prepare(LAW)
+    assert not set(others.train) & set(found.train) and str(tmp_path) not in str(others.manifest)
 
 
 def test_fastmri_without_a_folder_names_the_registration_page() -> None:

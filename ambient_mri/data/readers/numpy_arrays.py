@@ -132,10 +132,12 @@ def _from_mapping(arrays: Mapping[str, np.ndarray], file: Path, slices: SliceSel
 
 
 def to_numpy(array: ArrayLike | float) -> np.ndarray:
-    """An array, tensor or number as a NumPy array on the CPU, without gradients."""
+    """An array, tensor or number as a NumPy array on the CPU, without gradients, in the machine's byte order."""
     if isinstance(array, torch.Tensor):
-        return array.detach().cpu().resolve_conj().resolve_neg().numpy()
-    return np.asarray(array)
+        whole = array.to(torch.complex64) if array.dtype == torch.complex32 else array
+        return whole.detach().cpu().resolve_conj().resolve_neg().numpy()
+    found = np.asarray(array)
+    return found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
 
 
 def _kspace_4d(array: np.ndarray, where: object) -> np.ndarray:

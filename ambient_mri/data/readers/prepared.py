@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ambient_mri.data.acquisition import describe_sampling, mask_from_any_shape, support_of
 from ambient_mri.data.files import PathLike, SliceSelection
@@ -10,6 +12,12 @@ from ambient_mri.data.readers.raw_scan import RawScan
 from ambient_mri.data.schema import read_prepared
 
 __all__ = ["read_prepared_as_raw"]
+
+
+def _first_slice(preparation: Mapping[str, Any]) -> int:
+    """Number of the first slice in the volume that a file was prepared from."""
+    chosen = preparation.get("slices") or (0,)  # older files say no more than what was asked for
+    return int(preparation.get("first_slice", max(0, chosen[0])))
 
 
 def read_prepared_as_raw(path: PathLike, slices: SliceSelection = None) -> RawScan:
@@ -36,6 +44,8 @@ def read_prepared_as_raw(path: PathLike, slices: SliceSelection = None) -> RawSc
             "source_sha256": scan.source_sha256,
             "phase_absorbed": scan.phase_absorbed,
             "maps": scan.preparation.get("maps", ""),
+            "first_slice": _first_slice(scan.preparation),
+            "whitened": bool(scan.preparation.get("whitening")),
         },
         coil_maps=scan.coil_maps,
         noise_std=scan.noise_std,

@@ -64,6 +64,18 @@ class RawScan:
         return self.kspace.shape[0]
 
     @property
+    def volume_slices(self) -> tuple[int, ...]:
+        """Numbers of the slices in the volume: of a file that was prepared from some of its slices, not its own."""
+        first = int(self.attrs.get("first_slice", 0))
+        return tuple(first + i for i in self.slice_indices)
+
+    @property
+    def estimated_maps(self) -> bool:
+        """Whether a preparation estimated the coil maps from this scan's own lines."""
+        made = str(self.attrs.get("maps", ""))
+        return self.coil_maps is not None and ("espirit/" in made or "low_resolution" in made)
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of k-space."""
         return int(self.kspace.shape[-2]), int(self.kspace.shape[-1])

@@ -1,0 +1,102 @@
+"""A scan read from a file or arrays, with what a caller gives beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ambient_mri._checks import DataError, check_finite, check_shape, require
+
+if TYPE_CHECKING:
+    from ambient_mri.data.files import SliceSelection
+    from ambient_mri.data.readers import RawScan
+
+__all__ = ["ArrayLike", "read_raw"]
+
+ArrayLike: TypeAlias = np.ndarray | Tensor
+
+
+def read_raw(
+    scan: str | os.PathLike[str] | ArrayLike | RawScan,
+    mask: ArrayLike | None = None,
+    coil_maps: ArrayLike | None = None,
+    slices: SliceSelection = None,
+) -> RawScan:
+    """A scan from a file, arrays, or a RawScan, with the mask and maps that a caller may give beside it.
+
+    Raises:
+        DataError: If it cannot be read, or the mask does not fit.
+        AmbientMRIError: If the coil maps do not fit.
+    """
+    from ambient_mri.data.files import select_slices
+    from ambient_mri.data.readers import RawScan, from_arrays, read_scan
+    from ambient_mri.data.readers.numpy_arrays import to_numpy
+
+    if mask is not None:
+        mask = to_numpy(mask)
+        sampled = bool(mask.any())
+        require(sampled, "mask selects no k-space location: nothing would be measured. Is it inverted?", DataError)
+    if isinstance(scan, RawScan):
+        raw = scan
+    elif isinstance(scan, np.ndarray | Tensor):
+        picked = select_slices(slices, len(scan), "the arrays") if scan.ndim == 4 else (0,)
+        if scan.ndim == 4:  # slices that were not asked for are not looked at
+            scan, slices = scan[list(picked)], None
+            nothing = f"slices {list(picked)} hold nothing but zeros: there is nothing to reconstruct."
+            require(bool(to_numpy(scan).any()), nothing, DataError)
+        mask = None if mask is None else _of_slices(mask, picked, 3)
+        raw, mask = replace(from_arrays(scan, mask), slice_indices=picked), None
+    elif not isinstance(scan, str | os.PathLike):
+        raise DataError(f"a scan is a file or an array; got {type(scan).__name__}. Pass numpy.asarray(...) of it.")
+    else:
+        raw, slices = read_scan(scan, slices), None
+    if mask is not None:
+        again = from_arrays(raw.kspace, _of_slices(mask, raw.slice_indices, 3), where=raw.name)
+        axis, notes = again.phase_encode_axis, raw.notes + again.notes
+        # Maps that a preparation estimated from more data than the mask leaves would tell what was left out.
+        told = raw.estimated_maps and bool((raw.mask & ~again.mask).any())
+        maps = None if told else raw.coil_maps
+        raw = replace(raw, kspace=again.kspace, mask=again.mask, phase_encode_axis=axis, notes=notes, coil_maps=maps)
+    if coil_maps is not None:
+        attrs = {name: value for name, value in raw.attrs.items() if name != "maps"}
+        own = _of_slices(to_numpy(coil_maps), raw.slice_indices, 4)
+        raw = replace(raw, coil_maps=_given_maps(own, raw.kspace.shape), attrs=attrs)
+    if slices is None:
+        return raw
+    return _pick(raw, select_slices(slices, len(raw), raw.name))
+
+
+def _of_slices(array: np.ndarray, indices: Sequence[int], ndim: int) -> np.ndarray:
+    """Entries ``indices`` of an array of ``ndim`` axes or more that has one for each slice of the whole volume."""
+    whole = array.ndim >= ndim and len(array) not in (1, len(indices)) and len(array) > max(indices)
+    return array[list(indices)] if whole else array
+
+
+def _given_maps(coil_maps: np.ndarray, kspace: tuple[int, ...]) -> np.ndarray:
+    maps = torch.from_numpy(np.ascontiguousarray(coil_maps))
+    maps = maps[None] if maps.ndim == 3 else maps
+    require(maps.is_complex(), f"coil_maps must be complex (slices or 1, coils, H, W); got {maps.dtype}.")
+    per_slice = kspace[0] if maps.ndim == 4 and maps.shape[0] != 1 else 1
+    hint = f"K-space has shape {kspace}. Were the maps estimated from another scan?"
+    check_shape("coil_maps", maps, (per_slice, *kspace[1:]), hint)
+    check_finite("coil_maps", maps)
+    return maps.to(torch.complex64).numpy()
+
+
+def _pick(raw: RawScan, rows: Sequence[int]) -> RawScan:
+    chosen = list(rows)
+    per_slice = lambda a: a if a is None or len(a) == 1 != len(raw) else a[chosen]  # noqa: E731
+    return replace(
+        raw,
+        kspace=raw.kspace[chosen],
+        mask=per_slice(raw.mask),
+        coil_maps=per_slice(raw.coil_maps),
+        noise_std=None if raw.noise_std is None else raw.noise_std[chosen],
+        slice_indices=tuple(raw.slice_indices[i] for i in chosen),
+    )
