@@ -111,6 +111,15 @@ def test_two_dimensional_mask_is_first_class(tmp_path: Path) -> None:
         assert scan.phase_encode_axis is None
 
 
+@pytest.mark.filterwarnings("ignore:.*is missing or says nothing of the matrix")
+def test_three_axes_without_a_header_may_be_coils(tmp_path: Path) -> None:
+    kspace = simulated_kspace(1, 4, 32, 24)[0]
+    with h5py.File(tmp_path / "mine.h5", "w") as handle:
+        handle["kspace"] = kspace
+    with pytest.warns(DataWarning, match=r"\(4, 32, 24\) is read as 4 slices of one coil.*write kspace\[None\]"):
+        assert read_scan(tmp_path / "mine.h5").kspace.shape == (4, 1, 32, 24)
+
+
 def test_single_coil(tmp_path: Path) -> None:
     full = knee(coils=1)
     file = FastMRIFile(full.kspace[:, 0], full.header, reference=full.reference)

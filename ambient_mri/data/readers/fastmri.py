@@ -67,6 +67,7 @@ def read_fastmri(path: PathLike, slices: SliceSelection = None) -> RawScan:
         attrs = {key: plain_value(value) for key, value in handle.attrs.items()}
         cropped = _image_shape(handle, header, dataset.shape[-2:])
     check_finite_array(kspace, "kspace", file, indices)
+    layout = _layout_suspicions(kspace.shape, header)
     kspace = kspace if kspace.ndim == 4 else kspace[:, None]
     header["readout_axis"] = readout_axis(header, kspace.shape[-2:])
     other = _header_suspicions(header, kspace.shape[-2:])
@@ -79,7 +80,7 @@ def read_fastmri(path: PathLike, slices: SliceSelection = None) -> RawScan:
         readout_axis=header["readout_axis"],
         where=file,
     )
-    warn_about(other + sampling.suspicions + check_layout(kspace), file)
+    warn_about(layout + other + sampling.suspicions + check_layout(kspace), file)
     return RawScan(
         kspace=blank_unsampled(kspace, sampling),
         mask=sampling.mask,
@@ -119,6 +120,16 @@ def _header_suspicions(header: dict[str, Any], shape: tuple[int, int]) -> tuple[
             f"{shape[1]}: the acquired extent comes from the data. Is it the header of another scan",
         )
     return ()
+
+
+def _layout_suspicions(shape: tuple[int, ...], header: dict[str, Any]) -> tuple[str, ...]:
+    """Three axes are slices of one coil in fastMRI's files; in a file without a header they may be coils."""
+    if len(shape) != 3 or header or shape[0] == 1:
+        return ()
+    return (
+        f"'kspace' {shape} is read as {shape[0]} slices of one coil, as in fastMRI's single-coil files. If these are "
+        "the coils of one slice, write kspace[None]",
+    )
 
 
 def _to_bytes(value: Any) -> bytes:
