@@ -41,7 +41,7 @@ _PLENTY = (
     "are the better ones, and an image with joint maps can lose several dB. Leave coil_maps out, or pass 'espirit'."
 )
 # Slices whose noise is compared, and the factor from which it differs too much for one scan.
-_SLICES_TO_COMPARE, _UNEVEN = 8, 2.5
+_SLICES_TO_COMPARE, _UNEVEN = 4, 2.5
 # The method of maps that came with the scan.
 _GIVEN = "given"
 
@@ -286,7 +286,10 @@ def _without_silent_coils(raw: RawScan) -> tuple[RawScan, list[int]]:
 
 def _uneven(raw: RawScan, held: Sequence[int]) -> list[str]:
     """A note where slices were scaled one by one: noise that differs, and as the signal does, is not a scanner's."""
-    rows = [held[i * len(held) // _SLICES_TO_COMPARE] for i in range(_SLICES_TO_COMPARE)] if held[8:] else list(held)
+    if len(held) < 2:
+        return []
+    count = min(len(held), _SLICES_TO_COMPARE)
+    rows = [held[i * len(held) // count] for i in range(count)]
     of = lambda i: (raw.kspace[i : i + 1], raw.mask[i : i + 1] if len(raw.mask) > 1 else raw.mask)  # noqa: E731
     levels = np.array([estimate_noise_std(*of(i), raw.acquired_extent)[0] for i in rows])
     shares = levels / np.array([measured_scale(*of(i)) for i in rows])
