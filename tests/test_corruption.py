@@ -91,11 +91,13 @@ def test_lines_of_the_core_that_scans_lack_are_learned_as_well(law: SamplingLaw)
     m = Measurement(maps, masks, maps, torch.zeros(rows), torch.ones(rows), tuple(str(i) for i in range(rows)))
     found = corruption.further(m, RowStreams("core", rows=range(rows)))
     removed = (~found.kept)[:, 0, 0]
+    if isinstance(law, RandomLines):  # where B removed nothing, the number of lines tells that nothing is missing
+        removed &= (masks & ~found.kept).any(dim=-1)[:, 0]
     counted = removed.sum(dim=0)
     estimate = (found.weights[:, 0, 0] * removed).sum(dim=0) / counted.clamp_min(1)
     often = counted > 1000
     assert bool(often[width // 2 - 3 : width // 2 + 3].sum() >= 4)
-    assert torch.allclose(estimate[often], torch.ones(int(often.sum())), atol=0.08)
+    assert torch.allclose(estimate[often], torch.ones(int(often.sum())), atol=0.05)
 
 
 def test_weights_of_projections_make_the_normal_operator_the_identity() -> None:

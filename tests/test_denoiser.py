@@ -17,7 +17,7 @@ from ambient_mri.denoiser import (
     output_scale,
     preconditioning,
 )
-from ambient_mri.masks import RandomLines
+from ambient_mri.masks import ObservedMasks, RandomLines
 from ambient_mri.measurement import Measurement
 from ambient_mri.networks import UNet
 from ambient_mri.operators import Identity, LinearOperator, sense
@@ -131,7 +131,7 @@ def test_the_lifted_state_has_white_noise_for_each_coil_and_the_right_signal() -
     m = measurement(rows, 4, 6, mask)
     generators = [keyed_generator("lift", i) for i in range(rows)]
     model = Lifted(Zero(), sd=0.5)
-    corruption = Undersampling(RandomLines(1.5, 2), core=6)  # the core is all there is: B keeps everything
+    corruption = Undersampling(ObservedMasks([mask]), core=6)  # the core is all there is: B keeps everything
     image = complex_randn((1, 1, 4, 6), generator=keyed_generator("image"))
     noise = complex_randn((rows, 1, 4, 6), generator=keyed_generator("image noise"))
     denoiser = model.as_denoiser(corruption, m, generators)

@@ -155,4 +155,5 @@ def test_the_factor_is_measured_stored_with_the_prior_and_applied(tmp_path: Path
     assert result.std is not None and np.allclose(result.std, 1.5 * result.samples.std(1, ddof=1), rtol=1e-4)
     assert reconstruct(kspace, prior=prior, sampler="mmps", **options).recalibration_factor == 1  # type: ignore[arg-type]
     with pytest.raises(AmbientMRIError, match="is not a prior folder"):
-        store_recalibration(tmp_path, "dds", found)
+        store_recalibration(tmp_path / "none", "dds", found)
+    assert store_recalibration(tmp_path, "mmps", found) == folder / "prior.json", "of a run folder"

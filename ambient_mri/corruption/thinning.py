@@ -94,7 +94,8 @@ class ThinnedMasks(Corruption):
         always = always_on(self.law, m.image_shape, mask.device)
         spared = always & (uniform[:, 1].reshape(-1, 1, 1, 1) >= self.always_removal)
         # A central location that some scans lack is like any other: never removed, it would never be learned.
-        kept = mask & (chosen | spared | (self._core(mask) & always))
+        core = self._core(mask) & always if self.law.weighted else self._core(mask)
+        kept = mask & (chosen | spared | core)
         inverse = 1 / self.law.probability_sampled(mask, kept, keep).clamp_min(1e-6)
         if self.weight_cap is not None:
             inverse = inverse.clamp_max(self.weight_cap)

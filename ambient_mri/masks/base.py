@@ -54,9 +54,15 @@ def comb_probability(combs: Tensor, always: Tensor, kept: Tensor, keep: Tensor, 
 
 
 class SamplingLaw(ABC):
-    """How a scanner chooses k-space locations. ``exact`` says whether ``probability_sampled`` is, too."""
+    """How a scanner chooses k-space locations.
+
+    Attributes:
+        exact: Whether ``probability_sampled`` is.
+        weighted: Whether a loss is weighted by it; a sampler, which asks for no weights, keeps a scan's whole core.
+    """
 
     exact: bool = True
+    weighted: bool = True
 
     @abstractmethod
     def draw(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:

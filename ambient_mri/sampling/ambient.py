@@ -32,7 +32,7 @@ class OneScan(SamplingLaw):
         image_shape: H and W.
     """
 
-    exact = False
+    exact = weighted = False
 
     def __init__(self, mask: Tensor, image_shape: tuple[int, int]) -> None:
         self.mask = mask

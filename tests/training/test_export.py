@@ -53,10 +53,13 @@ def test_a_checkpoint_is_exported_with_its_averaged_weights(tmp_path: Path) -> N
 def test_newest_checkpoint(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "missing") is None
     for step in (90, 100, 20):
-        (tmp_path / f"step{step:08d}.ckpt").touch()
-    (tmp_path / "last.ckpt").touch()
+        torch.save({}, tmp_path / f"step{step:08d}.ckpt")
+    torch.save({}, tmp_path / "last.ckpt")
     found = newest_checkpoint(tmp_path)
     assert found is not None and found.name == "step00000100.ckpt"
+    found.write_bytes(found.read_bytes()[:-40])
+    before = newest_checkpoint(tmp_path)
+    assert before is not None and before.name == "step00000090.ckpt"
 
 
 @pytest.mark.parametrize("place", ["prior", "run", "checkpoint"])
