@@ -232,6 +232,7 @@ def test_nothing_that_is_there_is_written_over_and_what_can_be_written_is(
             "made.h5 is a folder",
         ),
         (["--out", "/proc/a.h5"], "nothing can be written to /proc"),
+        (["--out", "a.png", "--save-samples"], "--save-samples needs an --out that can hold them"),
     ):
         (tmp_path / "made.h5").mkdir(exist_ok=True)
         content = Path(scan).read_bytes()

@@ -53,7 +53,9 @@ def demo(options: argparse.Namespace) -> int:
 def reconstruct(options: argparse.Namespace) -> int:
     """``ambient-mri reconstruct``."""
     outputs = [Path(name) for name in options.out or [unused(Path(f"{Path(options.scan).stem}_recon.h5"))]]
-    inputs = [options.scan, *(str(name).split(":")[0] for name in (options.mask, options.coil_maps) if name)]
+    inputs = [str(name) for name in (options.scan, options.mask, options.coil_maps) if name]
+    holds = [path for path in outputs if path.name.lower().endswith((".h5", ".hdf5", ".npz"))]
+    require(bool(holds) or not options.save_samples, "--save-samples needs an --out that can hold them: .h5 or .npz.")
     for path in outputs:
         check_writable(path, OUTPUTS, inputs)
     if options.report:
@@ -88,7 +90,7 @@ def _written(
     """The files of a result, and why some could not be written: one that fails takes no other with it."""
     written, failed = list[Path](), list[str]()
     writers: list[Callable[[], Sequence[Path]]] = [
-        partial(result.save, path, samples=options.save_samples and path.suffix.lower() != ".png") for path in outputs
+        partial(result.save, path, samples=options.save_samples) for path in outputs
     ]
     if options.report:
         writers.append(lambda: [result.report(options.report)])

@@ -59,13 +59,13 @@ def unused(path: Path) -> Path:
     return next(candidate for candidate in itertools.chain([path], names) if not candidate.exists())
 
 
-def check_writable(path: Path, endings: Sequence[str], inputs: Sequence[str | Path] = ()) -> None:
+def check_writable(path: Path, endings: Sequence[str], inputs: Sequence[str] = ()) -> None:
     """Before an hour of sampling, not after it.
 
     Args:
         path: Of the result.
         endings: That it may have.
-        inputs: What is read, and never written over.
+        inputs: What is read, as on the command line, and never written over.
 
     Raises:
         DataError: If the ending is not one of ``endings``, the folder does not exist or cannot be written to, or the
@@ -81,7 +81,7 @@ def check_writable(path: Path, endings: Sequence[str], inputs: Sequence[str | Pa
             pass
     except OSError as error:
         raise DataError(f"{path}: nothing can be written to {path.parent} ({error.strerror}).") from error
-    for source in (Path(name) for name in inputs):
+    for source in (Path(_split(name)[0]) for name in inputs):
         same = path.exists() and source.exists() and path.samefile(source)
         require(not same, f"{path} is what is read: it is not written over. Choose another name.", DataError)
     if path.name.lower().endswith((".nii", ".nii.gz")):

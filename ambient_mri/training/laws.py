@@ -27,7 +27,9 @@ __all__ = ["check_law", "configured_law", "scan_corruption"]
 log = logging.getLogger(__name__)
 
 _VOLUMES_OF_A_LAW = 512
-_VOLUMES_TO_CHECK = 32
+_SCANS_TO_CHECK = 32
+# Slices from which one mask for all is no start of a training set.
+_FEW = 12
 # Draws that the variety of a law is judged by, and the chance below which a coincidence is none.
 _DRAWS, _CHANCE = 64, 1e-3
 # Numbers of sampled locations may differ by this share, and as many standard deviations of their mean.
@@ -60,8 +62,11 @@ def check_law(corruption: Undersampling, scans: ScanSet, measured: ScanDataset) 
         f"the scans were undersampled by {recorded}, but corruption.law is {law}: the weights of the loss would be "
         "wrong. Choose the same law, or corruption=observed.",
     )
-    checked = [measured[measured.first_slices[i]] for i in evenly_spaced(len(measured.volumes), _VOLUMES_TO_CHECK)]
-    for scan in checked:
+    # One slice a volume is a draw of the law; slices with masks of their own are looked at as well.
+    firsts = [measured.first_slices[i] for i in evenly_spaced(len(measured.volumes), _SCANS_TO_CHECK)]
+    looked_at = {i: measured[i] for i in (*firsts, *evenly_spaced(len(measured), _SCANS_TO_CHECK))}
+    draws = [looked_at[i] for i in firsts]
+    for scan in looked_at.values():
         across = scan.mask.shape[-1] == 1 and scan.mask.shape[-2] > 1
         require(
             not across,
@@ -79,10 +84,9 @@ def check_law(corruption: Undersampling, scans: ScanSet, measured: ScanDataset) 
             f"scan {scan.key[0]} does not sample lines that {_words(law)} always samples: it follows another law. "
             f"{_name_it()}",
         )
-    if not observed:
-        _check_masks_differ(checked, corruption.law)
+    _check_masks_differ(list(looked_at.values()), len(draws), corruption.law)
     if not observed and not recorded:
-        _check_shares(checked, corruption.law)
+        _check_shares(draws, corruption.law)
     result = check_learnable(corruption, measured[0])
     notes = [f"smallest eigenvalue of E[A^H A | A~] {result.smallest_eigenvalue:.2g}"]
     notes += [f"{result.rim} lines at the rim are never sampled: lower resolution"] if result.rim else []
@@ -90,18 +94,17 @@ def check_law(corruption: Undersampling, scans: ScanSet, measured: ScanDataset) 
     log.info("learnable: %s", ", ".join(notes))
 
 
-def _check_masks_differ(scans: Sequence[Measurement], law: SamplingLaw) -> None:
-    """Volumes do not all have one mask, unless the law has few and the volumes are few."""
+def _check_masks_differ(scans: Sequence[Measurement], volumes: int, law: SamplingLaw) -> None:
+    """Scans do not all have one mask, unless they are few, and of so few volumes that the law may have drawn it."""
     first = scans[0]
-    same = all(torch.equal(scan.mask, first.mask) for scan in scans[1:])
-    if not same or len(scans) < 2 or bool(first.mask.all()):
+    if bool(first.mask.all()) or not all(torch.equal(scan.mask, first.mask) for scan in scans[1:]):
         return
     generator = keyed_generator("variety of a law")
     drawn = [law.draw(first.image_shape, generator) for _ in range(_DRAWS)]
     variety = len(torch.unique(torch.cat(drawn), dim=0))
     require(
-        variety ** (1.0 - len(scans)) > _CHANCE,
-        f"all of {len(scans)} volumes have the same mask, which {law.describe()} does not draw: what it leaves out is "
+        len(scans) < _FEW and variety ** (1.0 - volumes) > _CHANCE,
+        f"all of {volumes} volumes have the same mask, which {law.describe()} does not draw: what it leaves out is "
         "never measured, and no prior can be learned of it. Scans with different masks are needed.",
     )
 
