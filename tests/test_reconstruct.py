@@ -279,6 +279,16 @@ def test_silent_coils_count_for_nothing() -> None:
     assert np.allclose(given.mean, run(kspace, noise_std=NOISE, coil_maps=maps).mean, rtol=1e-3)
 
 
+def test_noise_alone_is_no_image() -> None:
+    kspace, _, _, _ = scan()
+    noise = NOISE * complex_randn(kspace.shape, generator=keyed_generator("noise")) * (kspace != 0)
+    with pytest.warns(ReconstructionWarning, match=r"signal is [0-2]\.\d times the noise of a sample: is this a noise"):
+        run(noise, steps=2)
+    # A slice without signal among others is a slice at the end of the volume.
+    told = run(torch.cat([kspace, noise]), steps=2).settings["warnings"]
+    assert "noise scan" not in " ".join(told)
+
+
 def test_slices_that_were_scaled_one_by_one_are_told_of() -> None:
     kspace, _, maps, _ = scan(slices=3)
     factors = torch.tensor([1.0, 0.1, 0.4])[:, None, None, None]

@@ -23,12 +23,14 @@ from ambient_mri.data.oversampling import readout_oversampling
 from ambient_mri.data.readers import DataWarning, RawScan, from_arrays, read_scan
 from ambient_mri.data.readers.numpy_arrays import ArrayLike
 
-__all__ = ["KspaceCheck", "check_kspace"]
+__all__ = ["LOWEST_SNR", "KspaceCheck", "check_kspace"]
 
 #: A coil this much weaker than the median, in signal, is not plugged in.
 _WEAK = 1e-2
 #: ESPIRiT's maps are the largest error of a reconstruction below this number of calibration lines.
 _FEW_ACS_LINES = 16
+#: Brightest pixels over the noise of a k-space sample, below which there is hardly an image in the data.
+LOWEST_SNR = 3.0
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ def _problems(raw: RawScan, found: KspaceCheck) -> list[str]:
     elif few:
         problems.append(f"{min(found.acs)} calibration lines (16 are enough): coil maps will be the largest error")
     problems += [text.rstrip(".") for text in noise_warnings(found.noise_source, raw.num_coils)]
-    if found.snr is not None and found.snr < 3:
+    if found.snr is not None and found.snr < LOWEST_SNR:
         problems.append(
             f"signal is {found.snr:.1f} times the noise of a sample: is this a noise scan, or one empty slice?"
         )

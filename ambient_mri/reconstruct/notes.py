@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ambient_mri.data.check import LOWEST_SNR
 from ambient_mri.prior import Prior
 from ambient_mri.reconstruct.result import MISFIT
 
 if TYPE_CHECKING:
     from ambient_mri.data.readers import RawScan
 
-__all__ = ["misfit", "nothing_missing", "other_size", "too_little_noise", "too_much_noise"]
+__all__ = ["misfit", "nothing_but_noise", "nothing_missing", "other_size", "too_little_noise", "too_much_noise"]
 
 # Effective noise over that of the scan from which maps, or a noise level, that were given cannot be right.
 _LOUD = 4.0
@@ -38,6 +39,17 @@ def _one_sided(extent: tuple[int, int], size: int) -> bool:
     """Whether an axis of k-space is covered farther on one side of its centre than on the other: partial Fourier."""
     before, after = size // 2 - extent[0], extent[1] - (size + 1) // 2
     return abs(before - after) > _PARTIAL * size
+
+
+def nothing_but_noise(noise_std: np.ndarray) -> list[str]:
+    """A note where the noise, (slices,) in units of the brightest pixels, leaves no signal in any slice."""
+    quietest = float(noise_std.min(initial=np.inf))
+    if quietest * LOWEST_SNR <= 1:
+        return []
+    return [
+        f"signal is {1 / quietest:.1f} times the noise of a sample: is this a noise scan, or an empty slice? What the "
+        "image shows is the prior's, not the data's."
+    ]
 
 
 def misfit(residual: np.ndarray) -> list[str]:

@@ -28,7 +28,14 @@ from ambient_mri.denoiser import ConditionalDenoiser, Denoiser
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators import sense
 from ambient_mri.prior import Prior
-from ambient_mri.reconstruct.notes import misfit, nothing_missing, other_size, too_little_noise, too_much_noise
+from ambient_mri.reconstruct.notes import (
+    misfit,
+    nothing_but_noise,
+    nothing_missing,
+    other_size,
+    too_little_noise,
+    too_much_noise,
+)
 from ambient_mri.reconstruct.read import ArrayLike, read_raw
 from ambient_mri.reconstruct.result import Reconstruction, ReconstructionWarning
 from ambient_mri.reconstruct.volume import Chunk, Volume
@@ -179,7 +186,9 @@ def reconstruct_volume(
     rows = rows_per_batch(batch_size, raw.shape, raw.num_coils, device)
     batch = _slices_per_batch(rows, count, raw.shape)
     results: dict[str, list[np.ndarray]] = {}
-    noted = other_size(prior, raw) + nothing_missing(raw) + volume.warnings()
+    noted = (
+        other_size(prior, raw) + nothing_missing(raw) + nothing_but_noise(volume.noise_std.numpy()) + volume.warnings()
+    )
     status, sources = dict[str, Any](), list[MapSource]()
     with progress_bar(progress, len(volume) * count * method.steps) as bar:
         drawing = _Drawing(prior.model, method, count, rows, seed, keep_samples, bar)
