@@ -23,8 +23,10 @@ from ambient_mri.masks import IndependentLines, SamplingLaw
 from ambient_mri.measurement import Measurement
 from ambient_mri.prior import Prior, build_model, load_prior
 from ambient_mri.report.records import read_records
+from ambient_mri.sampling import make_sampler
 from ambient_mri.train import compose
 from ambient_mri.training.draws import Draw, draw_of, draws_of_card
+from ambient_mri.training.em import reconstruct_rows
 
 GPU = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"
 
@@ -52,7 +54,8 @@ def run(phase: str, folder: Path, *options: str) -> subprocess.CompletedProcess[
     )
 
 
-def test_rehearsal_from_start_to_finish_interrupted_and_resumed(tmp_path: Path) -> None:
+def test_rehearsal_from_start_to_finish_interrupted_and_resumed(module: object, tmp_path: Path) -> None:
+    load_scans = module("resident").load_scans  # type: ignore[operator]
     killed = subprocess.Popen(command("all", tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         # Somewhere in the middle of the first training stage, or a little later: it must not matter where.
@@ -65,14 +68,19 @@ def test_rehearsal_from_start_to_finish_interrupted_and_resumed(tmp_path: Path) 
     assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
     assert "everything is done" in finished.stdout
     out = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert out == ["ambient.tar", "em1.tar", "em2.tar", "report.tar.gz", "sheet.png", "supervised.tar"]
+    assert out == ["ambient.tar", "em1.tar", "em2.tar", "em3.tar", "report.tar.gz", "sheet.png", "supervised.tar"]
     state = tmp_path / "state"
-    for stage in ("ambient", "em1", "em2", "supervised"):
+    for stage in ("ambient", "em1", "em2", "em3", "supervised"):
         assert json.loads((state / "stages" / stage / "done.json").read_text())["steps"] == 12
-    em, ambient = (load_prior(state / "stages" / stage / "prior") for stage in ("em2", "ambient"))
+    em, ambient = (load_prior(state / "stages" / stage / "prior") for stage in ("em3", "ambient"))
     assert em.metadata["draws"] == ambient.metadata["draws"] and len(draws_of_card(em.metadata)) == 1
     assert em.kind == "clean" and ambient.kind == "ambient" and em.model.sd == ambient.model.sd
     assert len(em.model.error_sigmas) > 0  # type: ignore[arg-type]
+    found = torch.load(state / "stages" / "em3" / "images" / "val" / "0000.pt", weights_only=True)
+    scans, before = load_scans(state / "data" / "val", torch.device("cpu")), load_prior(state / "stages/em2/prior")
+    sampler, batch = make_sampler("split_gibbs", steps=3), scans.batch(range(len(found)))
+    means, samples = (reconstruct_rows(before, batch, sampler, 3, n) for n in (2, 1))
+    assert torch.allclose(found, means, atol=1e-4) and not torch.allclose(found, samples, atol=1e-2)
     methods = {row["method"] for row in read_records(state / "records" / "gpu_quality.json").rows}
     assert {"zero_filled", "cg_sense", "ambient/one_step/point", "em/split_gibbs/sample"} <= methods
     speeds = {(row["method"], row["metric"]) for row in read_records(state / "records" / "gpu_speed.json").rows}
@@ -98,7 +106,7 @@ def test_the_cpu_budget_is_that_of_the_experiments(
         (tmp_path / name).mkdir()
     common = ["setup", "--state", str(tmp_path / "state")]
     first = job.Job(parse([*common, "--budget", "cpu"]))
-    stages = {"ambient": "", "em1": "_em1", "em2": "_em2", "em3": "_em2", "supervised": "_em2"}
+    stages = {"ambient": "", "em1": "_em1", "em2": "_em2", "em3": "_em3", "em4": "_em3", "supervised": "_em2"}
     assert {stage: first.budget.experiment(stage) for stage in stages} == {
         stage: f"brain_R4_cpu{end}" for stage, end in stages.items()
     }

@@ -35,8 +35,8 @@ class Budget:
     experiments: Mapping[str, str] = field(default_factory=dict)
 
     def experiment(self, stage: str) -> str | None:
-        """Of a stage; rounds of EM after the second, and the supervised stage, take the second round's."""
-        return self.experiments.get(stage, self.experiments.get("em2"))
+        """Of a stage; rounds of EM after the third take the third's, the supervised stage the second's."""
+        return self.experiments.get(stage, self.experiments.get("em3" if stage.startswith("em") else "em2"))
 
 
 def plan_of(steps: int, warmup_steps: int, batch_size: int) -> dict[str, int]:
@@ -65,6 +65,6 @@ BUDGETS = {
         steps=25,
         timed=4,
         start_sd=1.0,
-        experiments={"ambient": "brain_R4_cpu", "em1": "brain_R4_cpu_em1", "em2": "brain_R4_cpu_em2"},
+        experiments={"ambient": "brain_R4_cpu"} | {f"em{i}": f"brain_R4_cpu_em{i}" for i in (1, 2, 3)},
     ),
 }

@@ -26,7 +26,7 @@ sys.path[:0] = [p for p in (str(ROOT), str(Path(__file__).resolve().parent)) if 
 log = logging.getLogger("gpu")
 
 #: What `all` does, in order; a prior that comes late is evaluated at the end.
-CHAIN = ("setup", "simulate", "ambient", "em1", "em2", "evaluate", "heads", "time", "sheets")
+CHAIN = ("setup", "simulate", "ambient", "em1", "em2", "em3", "evaluate", "heads", "time", "sheets")
 LATE = ("supervised", "evaluate", "sheets")
 PHASES = ("all", "setup", "simulate", "ambient", "estep", "mstep", "supervised", "evaluate", "heads", "time", "sheets")
 #: Phases that nothing else waits for: when one of them fails, `all` says so and goes on.
@@ -111,6 +111,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--init", type=Path, help="prior folder that the ambient stage starts from")
     add("--round", type=int, default=1, help="of EM, for estep and mstep")
     add("--em-steps", type=int, help="noise levels of split Gibbs in an E-step (default: 25; cpu: 20)")
+    add("--average", type=int, default=2, help="samples of a slice whose mean the third round of EM learns from")
     add("--network", help="a file of configs/network (default: unet_mp)")
     add("--batch-size", type=int, help="default: 128; cpu: that of the experiment")
     add("--rows", type=int, help="slices at a time in an E-step (default: 256; cpu: 16)")

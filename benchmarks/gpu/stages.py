@@ -311,9 +311,10 @@ def expectation(
     start_sd: float | None = None,
     batch_size: int = 256,
     seed: int = 0,
+    average: int = 1,
     deadline: float = float("inf"),
 ) -> ResidentImages | None:
-    """The E-step over resident scans: one-step reconstructions of an ambient prior, samples of a clean one.
+    """The E-step over resident scans: one-step reconstructions of an ambient prior; samples of a clean one, or means.
 
     Args:
         prior: On the device.
@@ -323,6 +324,7 @@ def expectation(
         start_sd: First of them in units of the prior's sd, where not the sampler's own.
         batch_size: Slices at a time.
         seed: Random streams are keyed by (seed, slice).
+        average: Samples of a slice whose mean is its image; an ambient prior has one reconstruction alone.
         deadline: ``time.monotonic()`` at which to stop.
 
     Returns:
@@ -340,7 +342,7 @@ def expectation(
             if time.monotonic() > deadline:
                 return None
             items = range(start, min(start + batch_size, len(scans)))
-            images = reconstruct_rows(prior, scans.batch(items), sampler, seed).cpu()
+            images = reconstruct_rows(prior, scans.batch(items), sampler, seed, 1 if ambient else average).cpu()
             torch.save(images, path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)
         parts.append(torch.load(path, weights_only=True).to(device))

@@ -38,7 +38,7 @@ class Estimate:
         factors: Further factors of its rows, such as the number of steps.
         found: Further metrics of the whole image: name to value.
         inside: Further metrics inside the support: name to value.
-        std: (H, W) standard deviation of the magnitude, where there is one.
+        std: (H, W) standard deviation of the magnitude as the user gets it, where there is one.
     """
 
     method: str
@@ -156,7 +156,7 @@ def samples_unit(name: str, prior: Prior, samples: int, steps: int) -> Unit:
 
     def run(case: Case) -> list[Estimate]:
         rec, seconds = ours(case, prior, "split_gibbs", samples, steps)
-        std = np.abs(rec.samples[0]).std(axis=0, ddof=1) if samples > 1 else None
+        std = None if rec.magnitude_std is None else rec.magnitude_std[0]
         chi2 = {"chi2_residual": float(rec.residual[0])}
         first = Estimate(mean, np.abs(rec.mean[0]), seconds, {"nfe": steps}, chi2, honesty(case, rec), std)
         return [first, Estimate(single, np.abs(rec.samples[0, 0]), seconds / samples, {"nfe": steps})]

@@ -125,12 +125,12 @@ def figure(case: Case, found: dict[str, Estimate], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     law = "" if case.law == "random" else f"_{case.law}"
     return reconstruction_figure(
-        {names.get(k, f"Ours: {k}"): factors[k] * found[k].image for k in wanted},
+        {names.get(k, f"Ours: {k.split('/')[0]}"): factors[k] * found[k].image for k in wanted},
         folder / f"{case.name}_R{case.acceleration}{law}_mask{case.mask_index}.png",
         reference=case.reference,
         std=None if std is None else factors[wanted[-1]] * std,
         mask=np.broadcast_to(case.mask, case.reference.shape),
-        title=f"{case.name}, R = {case.acceleration}, {case.law} mask {case.mask_index}",
+        title=f"{case.name}, R = {case.acceleration}, {case.law} mask {case.mask_index}; ours: {wanted[-1]}",
     )
 
 
