@@ -38,6 +38,8 @@ class Measurement:
             :meth:`cancel_readout`; none for other corruptions.
         parameters: (batch, p) float64, what else A depends on (the bandwidth of a blur, the seed of a projection), or
             None.
+        acquired: Locations that could have been sampled, bool, (batch or 1, 1, H or 1, W or 1): all but zero padding.
+            None for all.
     """
 
     y: Tensor
@@ -48,6 +50,7 @@ class Measurement:
     key: tuple[str, ...]
     axes: tuple[int, ...] = (-2, -1)
     parameters: Tensor | None = None
+    acquired: Tensor | None = None
 
     def __len__(self) -> int:
         return self.y.shape[0]
@@ -66,6 +69,7 @@ class Measurement:
             key=self.key[rows],
             axes=self.axes,
             parameters=None if self.parameters is None else self.parameters[rows],
+            acquired=None if self.acquired is None else pick(self.acquired),
         )
 
     @property
@@ -78,6 +82,11 @@ class Measurement:
         """Rows and columns of the image."""
         return int(self.y.shape[-2]), int(self.y.shape[-1])
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all was sampled that could be, in every row."""
+        return bool((self.mask if self.acquired is None else self.mask | ~self.acquired).all())
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Measurement:
         """The same measurement on another device."""
         y, mask, noise_std, scale = (
@@ -85,7 +94,9 @@ class Measurement:
         )
         maps = None if self.coil_maps is None else self.coil_maps.to(device, non_blocking=non_blocking)
         parameters = None if self.parameters is None else self.parameters.to(device, non_blocking=non_blocking)
-        return replace(self, y=y, mask=mask, coil_maps=maps, noise_std=noise_std, scale=scale, parameters=parameters)
+        acquired = None if self.acquired is None else self.acquired.to(device, non_blocking=non_blocking)
+        moved = replace(self, y=y, mask=mask, coil_maps=maps, noise_std=noise_std, scale=scale)
+        return replace(moved, parameters=parameters, acquired=acquired)
 
     def cancel_readout(self) -> Measurement:
         """The same measurement with the readout transformed back to the image where the mask is constant along it.
@@ -149,6 +160,11 @@ class Measurement:
         channels = max(m.mask.shape[1] for m in items)
         masks = [m.mask.expand(len(m), channels, height, width) for m in items]
         parameters = [m.parameters for m in items if m.parameters is not None]
+        padded = any(m.acquired is not None for m in items)
+        everywhere = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=items[0].mask.device)
+        acquired = [
+            (everywhere if m.acquired is None else m.acquired).expand(len(m), 1, height, width) for m in items if padded
+        ]
         return Measurement(
             y=torch.cat([_pad_coils(m.y, coils) for m in items]),
             mask=torch.cat(masks),
@@ -158,6 +174,7 @@ class Measurement:
             key=tuple(k for m in items for k in m.key),
             axes=items[0].axes,
             parameters=torch.cat(parameters) if parameters else None,
+            acquired=torch.cat(acquired) if padded else None,
         )
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ambient_mri._checks import AmbientMRIError
 from ambient_mri.corruption import (
@@ -22,6 +22,7 @@ from ambient_mri.corruption import (
     check_learnable,
 )
 from ambient_mri.corruption.blur import gaussian_gain
+from ambient_mri.denoiser import ConditionalDenoiser
 from ambient_mri.masks import EquispacedLines, IndependentLines, ObservedMasks, RandomLines, SamplingLaw
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators import gaussian_blur
@@ -39,6 +40,13 @@ CORRUPTIONS: dict[str, ImageCorruption] = {
     "blur": RandomBlur((0.2, 0.7)),
     "noise": AdditiveNoise(),
 }
+
+
+class Nothing(nn.Module):
+    """A network that adds nothing."""
+
+    def forward(self, x: Tensor, level: Tensor, condition: Tensor) -> Tensor:
+        return torch.zeros_like(x[:, :2])
 
 
 def measure(corruption: ImageCorruption, images: Tensor, noise_std: float = 0.0) -> Measurement:
@@ -150,6 +158,32 @@ def test_further_corruptions_of_real_and_complex_images(corruption: ImageCorrupt
         assert torch.allclose(tilde, m.y * further.kept, atol=1e-5)
         assert further.rate.shape == (3,) and bool((further.rate > 0).all())
         torch.testing.assert_close(corruption.forward_operator(m).forward(images), m.y, rtol=1e-5, atol=1e-6)
+
+
+def test_the_network_and_the_loss_know_the_same_share_of_an_image(corruption: ImageCorruption) -> None:
+    """trace(A_tilde^H A_tilde) / n, for a further mask and for all that was measured: one c_out in both."""
+    images = torch.randn(3, *SHAPE, generator=keyed_generator("x"))
+    m, told = measure(corruption, images), list[Tensor]()
+
+    class Spy(ConditionalDenoiser):
+        def expected_error(self, sigma: Tensor, rate: Tensor) -> Tensor:
+            told.append(rate)
+            return super().expected_error(sigma, rate)
+
+    model, sigma = Spy(Nothing(), sd=0.5, precision="fp32"), torch.full((3,), 0.1)
+    basis = torch.eye(images[0].numel()).reshape(-1, *SHAPE)
+    further = corruption.further(m, [keyed_generator("B", i) for i in range(3)])
+    for operator, kept, rate in (
+        (further.operator, further.kept, further.rate),
+        (corruption.forward_operator(m), m.mask, corruption.rate(m, m.mask)),
+    ):
+        traces = sum(operator.forward(e.expand_as(images)).square().flatten(1).sum(1) for e in basis)
+        assert torch.allclose(rate.expand(3), torch.as_tensor(traces) / len(basis), rtol=1e-4)
+        model(operator.forward(images) * kept, sigma, operator, kept)
+        assert torch.allclose(told.pop().expand(3), rate.expand(3), rtol=1e-5)
+    denoiser = model.as_denoiser(corruption, m, [keyed_generator(i) for i in range(3)])
+    denoiser.posterior_std(sigma)
+    assert torch.allclose(told.pop(), corruption.rate(m, m.mask).expand(3))
 
 
 def test_what_belongs_to_an_image_is_a_function_of_its_key(corruption: ImageCorruption) -> None:

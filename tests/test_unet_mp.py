@@ -127,6 +127,32 @@ def test_weights_made_once_follow_every_change_of_the_stored_ones() -> None:
         assert net.float()(x.float(), level.float(), condition.float()).dtype == torch.float32
 
 
+def test_weights_made_once_follow_changes_that_leave_no_trace() -> None:
+    """A fused optimiser and weight averaging write to ``.data``: the version of a tensor does not count them."""
+    net = network().double()
+    x, level, condition = noise(2, 4, 16, 16).double(), torch.rand(2).double(), torch.rand(2, 6).double()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, fused=True)
+
+    def without_gradients() -> Tensor:
+        with torch.no_grad():
+            return net(x, level, condition)
+
+    def is_up_to_date() -> bool:
+        return torch.allclose(without_gradients(), net(x, level, condition), atol=1e-12)
+
+    net.train()
+    before = without_gradients()
+    net(x, level, condition).square().mean().backward()
+    optimizer.step()
+    assert is_up_to_date() and not torch.allclose(without_gradients(), before, atol=1e-3)
+    net.eval()
+    before = without_gradients()
+    for p in net.parameters():
+        p.data.copy_(p + 0.1 * torch.randn_like(p))
+    net.eval()
+    assert is_up_to_date() and not torch.allclose(without_gradients(), before, atol=1e-3)
+
+
 def test_a_training_step_starts_from_the_normal_form() -> None:
     settings = dict(compose(["network=unet_mp", "network.channels=8", "network.multipliers=[1,2]"]).network)
     model = build_model({"kind": "clean", "network": settings, "sd": 0.5})

@@ -71,7 +71,7 @@ class BlockAveraging(ImageCorruption):
         inverse = inverse if self.weight_cap is None else inverse.clamp_max(self.weight_cap)
         weights = torch.where(kept, torch.ones_like(inverse), inverse) * mask
         operator = Mask(kept) @ BlockCosine(self.block)
-        return Further(operator, kept, weights, kept.float().mean(dim=(1, 2, 3)))
+        return Further(operator, kept, weights, self.rate(m, kept))
 
     def learnability(self, image_shape: tuple[int, int]) -> Learnability:
         """Some blocks must be intact."""

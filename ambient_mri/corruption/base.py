@@ -25,7 +25,7 @@ class Further:
         operator: A_tilde = B A.
         kept: The locations of y that B keeps, bool, broadcastable to y.
         weights: W, float, broadcastable to y; zero where y was not measured.
-        rate: Share of the k-space (or pixels) that A_tilde sees, (b,).
+        rate: :meth:`Corruption.rate` of A_tilde, (b,).
     """
 
     operator: LinearOperator
@@ -39,7 +39,8 @@ class Learnability:
     """Outcome of the learnability check.
 
     Attributes:
-        smallest_eigenvalue: Of E[A^H A | A_tilde], coils included, over the simulated cases.
+        smallest_eigenvalue: Of E[A^H A | A_tilde], coils included, over the simulated cases; NaN for masks along both
+            axes, where it is not computed.
         holes: Locations (or lines) inside the sampled region that no scan samples.
         rim: Number of lines or locations at the edge that no scan samples: normal, but the resolution is lower there.
         exact_weights: Whether the law's weights are exact.
@@ -67,6 +68,10 @@ class Corruption(ABC):
     @abstractmethod
     def further(self, m: Measurement, generators: RowGenerators) -> Further:
         """A fresh B for every row, row ``i`` drawn from ``generators[i]``."""
+
+    def rate(self, m: Measurement, kept: Tensor) -> Tensor:
+        """Share of an image that A sees where only ``kept`` is left of y: trace(A_tilde^H A_tilde) / n, (b,)."""
+        return kept.float().mean(dim=(1, 2, 3))
 
     def describe(self) -> dict[str, Any]:
         """The law of A as plain data, for provenance."""

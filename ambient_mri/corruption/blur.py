@@ -77,7 +77,11 @@ class RandomBlur(ImageCorruption):
         weights = gain.square().clamp_min(torch.finfo(gain.dtype).tiny).reciprocal()
         weights = weights if self.weight_cap is None else weights.clamp_max(self.weight_cap)
         operator = Mask(kept) @ Diagonal(gain) @ Hartley()
-        return Further(operator, kept, weights * mask, kept.float().mean(dim=(1, 2, 3)))
+        return Further(operator, kept, weights * mask, self.rate(m, kept))
+
+    def rate(self, m: Measurement, kept: Tensor) -> Tensor:
+        """What is kept, by the share of its energy that the blur leaves."""
+        return (kept * self._gain(m).square()).float().mean(dim=(1, 2, 3))
 
     def lift(
         self, m: Measurement, x_t: Tensor, sigma: Tensor, operator: LinearOperator, generators: RowGenerators

@@ -88,12 +88,16 @@ class RandomProjections(ImageCorruption):
         kept.scatter_(1, dropped[:, None], False)
         kept = kept.reshape(mask.shape) & mask
         full = self.forward_operator(m)
-        pixels = m.parameters[:, 1:].prod(1).to(uniform).reshape(-1, 1, 1, 1)  # type: ignore[index]
+        pixels = self._pixels(m).to(uniform).reshape(-1, 1, 1, 1)
         number = kept.sum(dim=(1, 2, 3), keepdim=True)
         inverse = (pixels - number) / (self.count - number)
         inverse = inverse if self.weight_cap is None else inverse.clamp_max(self.weight_cap)
         weights = torch.where(kept, torch.ones_like(inverse), inverse) * mask
-        return Further(Mask(kept) @ full, kept, weights, number.flatten() / pixels.flatten())
+        return Further(Mask(kept) @ full, kept, weights, self.rate(m, kept))
+
+    def rate(self, m: Measurement, kept: Tensor) -> Tensor:
+        """Rows kept over pixels."""
+        return kept.sum(dim=(1, 2, 3)) / self._pixels(m).to(kept.device, torch.float32)
 
     def learnability(self, image_shape: tuple[int, int]) -> Learnability:
         """The rows must differ from image to image."""
@@ -110,6 +114,9 @@ class RandomProjections(ImageCorruption):
 
     def describe(self) -> dict[str, Any]:
         return {"law": "RandomProjections", "count": self.count, "fixed": self.fixed}
+
+    def _pixels(self, m: Measurement) -> Tensor:
+        return m.parameters[:, 1:].prod(1)  # type: ignore[index]
 
     def _rows(self, key: tuple[int, int, int]) -> Tensor:
         if key not in self._recent:

@@ -96,12 +96,11 @@ class ThinnedMasks(Corruption):
         # A central location that some scans lack is like any other: never removed, it would never be learned.
         core = self._core(mask) & always if self.law.weighted else self._core(mask)
         kept = mask & (chosen | spared | core)
-        inverse = 1 / self.law.probability_sampled(mask, kept, keep).clamp_min(1e-6)
+        inverse = 1 / self.law.probability_sampled(mask, kept, keep, m.acquired).clamp_min(1e-6)
         if self.weight_cap is not None:
             inverse = inverse.clamp_max(self.weight_cap)
         weights = torch.where(kept, torch.ones_like(inverse), inverse) * mask
-        rate = kept.float().mean(dim=(1, 2, 3))
-        return Further(operator=self._operator(m, kept), kept=kept, weights=weights, rate=rate)
+        return Further(operator=self._operator(m, kept), kept=kept, weights=weights, rate=self.rate(m, kept))
 
     def _core(self, mask: Tensor) -> Tensor:
         columns = centre_on(mask.shape[-1], self.core, mask.device)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ambient_mri._checks import AmbientMRIError, check_option, require
 from ambient_mri.corruption.base import ImageCorruption, Learnability
@@ -17,6 +19,8 @@ from ambient_mri.operators.sense import sense
 from ambient_mri.tensors import keyed_generator
 
 __all__ = ["Undersampling", "check_learnable"]
+
+_NOTHING = "the sampling law never samples anything."
 
 
 class Undersampling(ThinnedMasks):
@@ -85,14 +89,18 @@ def check_learnable(
         image = corruption.forward_operator(m[0]).adjoint(m.y[:1])
         return corruption.learnability((image.shape[-2], image.shape[-1]))
     inclusion = corruption.law.inclusion_probability(m.image_shape)
-    holes, rim = _holes(inclusion)
+    if m.acquired is not None:
+        inclusion = inclusion * m.acquired.any(dim=0, keepdim=True).to(inclusion.device)
+    lines = inclusion.shape[-2] == 1
+    holes, rim = _holes(inclusion) if lines else _holes_of_planes(inclusion, m.num_coils)
+    found = list(holes[:8]) if lines else [divmod(i, inclusion.shape[-1]) for i in holes[:8]]
     require(
         not holes,
-        f"the sampling law never samples k-space {'lines' if inclusion.shape[-2] == 1 else 'locations'} "
-        f"{list(holes[:8])}, inside the sampled region: what lies there cannot be learned. "
+        f"the sampling law never samples k-space {'lines' if lines else 'locations (row, column)'} {found}, inside "
+        "the sampled region: what lies there cannot be learned. "
         f"Let the masks vary from scan to scan, or use a law that covers the centre.{_few_masks(corruption.law)}",
     )
-    smallest = 1.0
+    smallest = math.nan
     if m.mask.shape[-2] == 1:
         smallest = min(_smallest_eigenvalue(corruption, m, case, rows) for case in range(cases))
         require(
@@ -116,23 +124,47 @@ def _few_masks(law: SamplingLaw) -> str:
 
 
 def _holes(inclusion: Tensor) -> tuple[tuple[int, ...], int]:
-    """Never-sampled locations, split into holes inside the sampled region and a rim around it."""
-    profile = inclusion[0, 0].amax(dim=0) > 0 if inclusion.shape[-2] > 1 else inclusion[0, 0, 0] > 0
-    require(bool(profile.any()), "the sampling law never samples anything.", AmbientMRIError)
+    """Never-sampled lines, split into holes inside the sampled region and a rim around it."""
+    profile = inclusion[0, 0, 0] > 0
+    require(bool(profile.any()), _NOTHING, AmbientMRIError)
     sampled = profile.nonzero()[:, 0]
     first, last = int(sampled[0]), int(sampled[-1])
     holes = tuple(i for i in range(first, last + 1) if not bool(profile[i]))
     return holes, len(profile) - (last - first + 1)
 
 
+def _holes_of_planes(inclusion: Tensor, coils: int) -> tuple[tuple[int, ...], int]:
+    """As :func:`_holes` for masks along both axes; a location as its number, row by row.
+
+    Inside is what has sampled locations before and after it, in its row and in its column. Coils make up for a
+    location by its neighbours: with several of them a hole is one of which none of the 3 x 3 around it is ever sampled.
+    """
+    sampled = inclusion[0, 0] > 0
+    require(bool(sampled.any()), _NOTHING, AmbientMRIError)
+    along = [(_seen_before(sampled, d), _seen_before(sampled.flip(d), d).flip(d)) for d in (0, 1)]
+    inside = along[0][0] & along[0][1] & along[1][0] & along[1][1]
+    near = sampled
+    if coils > 1:
+        near = functional.max_pool2d(sampled[None].float(), 3, stride=1, padding=1)[0] > 0
+    holes = (inside & ~near).flatten().nonzero()[:, 0].tolist()
+    return tuple(holes), int((~inside & ~sampled).sum())
+
+
+def _seen_before(sampled: Tensor, dim: int) -> Tensor:
+    """Whether a location or one before it along ``dim`` is sampled."""
+    return sampled.cumsum(dim) > 0
+
+
 def _smallest_eigenvalue(corruption: Undersampling, m: Measurement, case: int, rows: int) -> float:
     index = case % len(m)
     item = replace(m[index], mask=m[index].mask[:1])
     further = corruption.further(item, [keyed_generator("learnability", case)])
-    if bool((further.kept == item.mask).all()):  # B removed nothing: there is no weighted term to look at
+    removed = item.mask & ~further.kept & ~corruption.law.always(item.image_shape).to(item.mask.device)
+    if not bool(removed.any()):  # B removed no line that the law draws: it says nothing of the weights
         return 1.0
     q = torch.tensor([0.5 * sum(corruption.keep)])
-    probability = corruption.law.probability_sampled(item.mask, further.kept, q)
+    probability = corruption.law.probability_sampled(item.mask, further.kept, q, item.acquired)
+    probability = probability if item.acquired is None else probability * item.acquired
     diagonal = torch.where(further.kept, torch.ones_like(probability), probability)[0, 0, 0].double()
     width = diagonal.shape[0]
     frequency = torch.arange(width, dtype=torch.float64) - width // 2

@@ -17,6 +17,7 @@ the zero padding outside it is no measurement, and belongs neither to a loss nor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -24,7 +25,15 @@ import numpy as np
 
 from ambient_mri._checks import DataError, require
 
-__all__ = ["Extent", "Sampling", "compact_mask", "describe_sampling", "mask_from_any_shape", "support_of"]
+__all__ = [
+    "Extent",
+    "Sampling",
+    "acquired_mask",
+    "compact_mask",
+    "describe_sampling",
+    "mask_from_any_shape",
+    "support_of",
+]
 
 Interval: TypeAlias = tuple[int, int]
 Extent: TypeAlias = tuple[Interval, Interval]
@@ -103,6 +112,23 @@ def describe_sampling(
         notes=tuple(log.notes),
         suspicions=tuple(log.suspicions),
     )
+
+
+def acquired_mask(extent: Extent, shape: tuple[int, int], mask_shape: Sequence[int]) -> np.ndarray | None:
+    """Where k-space of ``shape`` is no zero padding, (1, 1, H or 1, W or 1) as the mask is; None for everywhere.
+
+    Args:
+        extent: Rows and columns that the scan covers, half-open.
+        shape: H and W.
+        mask_shape: Of the scan's mask; along an axis on which it is constant there is nothing to tell.
+    """
+    inside = np.ones((1, 1, 1, 1), dtype=bool)
+    for axis, (interval, size) in enumerate(zip(extent, shape, strict=True), start=2):
+        if mask_shape[axis] > 1:
+            places = np.arange(size)
+            along = (places >= interval[0]) & (places < interval[1])
+            inside = inside & np.expand_dims(along, tuple(i for i in range(4) if i != axis))
+    return None if inside.all() else inside
 
 
 def compact_mask(mask: np.ndarray) -> np.ndarray:

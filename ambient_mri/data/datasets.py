@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ambient_mri._checks import DataError, require
-from ambient_mri.data.acquisition import compact_mask
+from ambient_mri.data.acquisition import Extent, acquired_mask, compact_mask
 from ambient_mri.data.files import PathLike, atomic_path, check_finite_array, open_hdf5, plain_value, require_dataset
 from ambient_mri.data.schema import read_prepared
 from ambient_mri.measurement import Measurement
@@ -92,12 +92,15 @@ class _Volume:
     size: tuple[int, int]
     source: str
     scale: float
+    extent: Extent
     arrays: _Arrays | None = None
 
     def row(self, i: int, y: Tensor, mask: Tensor, coil_maps: Tensor, noise_std: Tensor) -> Measurement:
         """Slice ``i`` as a Measurement."""
         scale = torch.tensor([self.scale], dtype=torch.float32)
-        return Measurement(y, mask, coil_maps, noise_std, scale, (f"{self.source}/{i}",))
+        inside = acquired_mask(self.extent, self.size, mask.shape)
+        acquired = None if inside is None else torch.from_numpy(inside)
+        return Measurement(y, mask, coil_maps, noise_std, scale, (f"{self.source}/{i}",), acquired=acquired)
 
 
 class ScanDataset(Dataset[Measurement]):
@@ -376,7 +379,8 @@ def _open_volume(path: Path) -> _Volume:
         count, _, height, width = kspace.shape
         scale = float(require_dataset(handle, "scale", path, fix)[()])
         source = str(plain_value(handle.attrs.get("source", path.stem)))
-    return _Volume(path, count, (int(height), int(width)), source, scale)
+        rows, columns = np.asarray(handle.attrs.get("acquired_extent", ((0, height), (0, width)))).tolist()
+    return _Volume(path, count, (int(height), int(width)), source, scale, (tuple(rows), tuple(columns)))
 
 
 def _load_arrays(path: Path) -> _Arrays:

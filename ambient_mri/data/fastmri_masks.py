@@ -101,12 +101,12 @@ class FastMRIMask(SamplingLaw):
         """The central lines."""
         return centre_mask(shape[1], self._low(shape[1]))[None, None, None]
 
-    def probability_sampled(self, mask: Tensor, kept: Tensor, keep: Tensor) -> Tensor:
+    def probability_sampled(self, mask: Tensor, kept: Tensor, keep: Tensor, acquired: Tensor | None = None) -> Tensor:
         """Exact: independent lines, or the posterior of the offset."""
         width, always = mask.shape[-1], self._always_like(mask)
         if self.kind != "random":
             combs = torch.from_numpy(self._all_combs(width)).to(mask.device) & ~always[0, 0, 0]
-            return comb_probability(combs, always, kept, keep)
+            return comb_probability(combs, always, kept, keep, acquired=acquired)
         p, q = self._rate(width), per_row(keep, mask.float())
         probability = p * (1 - q) / (1 - p * q)
         return torch.where(always, torch.ones_like(probability), probability.expand(mask.shape))

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from ambient_mri._checks import DataError, require
-from ambient_mri.data.acquisition import Extent, compact_mask
+from ambient_mri.data.acquisition import Extent, acquired_mask, compact_mask
 from ambient_mri.data.files import (
     PathLike,
     SliceSelection,
@@ -113,14 +113,17 @@ class PreparedScan:
         """
         picked = select_slices(rows, len(self), self.source)
         pick = lambda a: a[list(picked)] if len(a) == len(self) else a  # noqa: E731
-        maps = torch.from_numpy(pick(self.coil_maps))
+        maps, mask = torch.from_numpy(pick(self.coil_maps)), compact_mask(pick(self.mask))
+        height, width = self.kspace.shape[-2:]
+        acquired = acquired_mask(self.acquired_extent, (height, width), mask.shape)  # type: ignore[arg-type]
         return Measurement(
             y=torch.from_numpy(pick(self.kspace) / np.float32(self.scale)),
-            mask=torch.from_numpy(compact_mask(pick(self.mask))),
+            mask=torch.from_numpy(mask),
             coil_maps=maps.expand(len(picked), *maps.shape[1:]),
             noise_std=torch.from_numpy((pick(self.noise_std) / self.scale).astype(np.float32)),
             scale=torch.full((len(picked),), self.scale, dtype=torch.float32),
             key=tuple(f"{self.source}/{self.slice_indices[i]}" for i in picked),
+            acquired=None if acquired is None else torch.from_numpy(acquired),
         ).check()
 
 

@@ -13,9 +13,11 @@ from ambient_mri.corruption import Corruption
 from ambient_mri.denoiser.base import Denoiser, ErrorCurve
 from ambient_mri.denoiser.preconditioning import ProfileEncoder, apply_network, checked_precision, output_scale
 from ambient_mri.measurement import Measurement
-from ambient_mri.operators.base import LinearOperator
+from ambient_mri.operators.base import Composition, LinearOperator
 from ambient_mri.operators.linear_solvers import solve_regularized
+from ambient_mri.operators.projection import Projection
 from ambient_mri.operators.sense_rows import row_by_row
+from ambient_mri.operators.transforms import Diagonal
 from ambient_mri.stationary import StationaryGaussian
 from ambient_mri.tensors import per_row
 
@@ -78,9 +80,9 @@ class ConditionalDenoiser(ErrorCurve):
         Returns:
             x_hat (b, 1, H, W). Differentiable in z, the linear part included; that part is constant for the optimiser.
         """
-        operator = row_by_row(operator, z.device)
+        known, operator = operator, row_by_row(operator, z.device)
         u = operator.adjoint(z)
-        rate = kept.float().mean(dim=(1, 2, 3)).expand(len(u))
+        rate = _share_seen(known, kept, u).expand(len(u))
         x_lin = self._linear_start(z, u, sigma, operator, rate)
         scale = per_row(self.expected_error(sigma, rate), u)
         condition = self.profile(kept).expand(len(u), -1)
@@ -117,6 +119,17 @@ class ConditionalDenoiser(ErrorCurve):
         return AmbientDenoiser(self, corruption, measurement, generators, masks)
 
 
+def _share_seen(operator: LinearOperator, kept: Tensor, u: Tensor) -> Tensor:
+    """The corruption's rate (:meth:`~ambient_mri.corruption.Corruption.rate`), (b or 1,), told by A_tilde itself."""
+    factors = operator.factors if isinstance(operator, Composition) else [operator]
+    share = kept.float()
+    for gain in (factor.weights for factor in factors if isinstance(factor, Diagonal)):
+        share = share * gain.abs().square()
+    if any(isinstance(factor, Projection) for factor in factors):  # rows of numbers, that are no pixels
+        return share.sum(dim=(1, 2, 3)) / (u.shape[-2] * u.shape[-1])
+    return share.mean(dim=(1, 2, 3))
+
+
 class AmbientDenoiser(Denoiser):
     """An ambient network as x_t -> x_hat: a fresh further mask of the scan's own lines at every call, or several,
     averaged.
@@ -128,7 +141,7 @@ class AmbientDenoiser(Denoiser):
     Args:
         model: The ambient network.
         corruption: Draws the further masks.
-        measurement: The scan; its rows are the rows of x_t (or one row, for all of them).
+        measurement: The scan; its rows are the rows of x_t.
         generators: One a row.
         masks: How many further masks to average over.
     """
@@ -176,7 +189,7 @@ class AmbientDenoiser(Denoiser):
         """
         if self.has_error_curve:
             return self.measured_error(sigma).clamp_max(self.sd)
-        rate = self.measurement.mask.float().mean(dim=(1, 2, 3)).to(sigma)
+        rate = self.corruption.rate(self.measurement, self.measurement.mask).to(sigma)
         return self.model.expected_error(sigma, rate if len(rate) == len(sigma) else rate.mean().expand(len(sigma)))
 
     def _lift(self, x_t: Tensor, sigma: Tensor, operator: LinearOperator) -> Tensor:

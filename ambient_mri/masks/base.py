@@ -28,7 +28,14 @@ def effective_acceleration(mask: Tensor, acquired: Tensor | None = None) -> floa
     return float(possible.sum() / (mask & possible).sum().clamp_min(1))
 
 
-def comb_probability(combs: Tensor, always: Tensor, kept: Tensor, keep: Tensor, counts: Tensor | None = None) -> Tensor:
+def comb_probability(
+    combs: Tensor,
+    always: Tensor,
+    kept: Tensor,
+    keep: Tensor,
+    counts: Tensor | None = None,
+    acquired: Tensor | None = None,
+) -> Tensor:
     """Pr(P_j = 1 | B P, q) of a law that draws one of a few masks ("combs"): the posterior of the comb.
 
     Args:
@@ -37,6 +44,7 @@ def comb_probability(combs: Tensor, always: Tensor, kept: Tensor, keep: Tensor, 
         kept: B P, (b, 1, 1 or H, W) bool.
         keep: q, (b,).
         counts: (n,) how often each comb is drawn, up to a factor; equally often when None.
+        acquired: As for :meth:`SamplingLaw.probability_sampled`.
 
     Returns:
         (b, 1, 1 or H, W) float.
@@ -44,7 +52,10 @@ def comb_probability(combs: Tensor, always: Tensor, kept: Tensor, keep: Tensor, 
     flat = combs.flatten(1)
     lines = (kept & ~always).flatten(1)  # (b, L)
     outside = lines.double() @ (~flat).double().mT  # kept locations that a comb does not have
-    removed = flat.sum(-1)[None] - lines.sum(-1)[:, None]
+    held = flat.sum(-1)[None]
+    if acquired is not None:  # what a comb has in the zero padding was not there for B to remove
+        held = acquired.expand_as(kept).flatten(1).double() @ flat.double().mT
+    removed = held - lines.sum(-1)[:, None]
     chance = removed * torch.log1p(-keep.to(kept.device).double())[:, None]
     if counts is not None:
         chance = chance + counts.to(kept.device).double().log()
@@ -73,7 +84,7 @@ class SamplingLaw(ABC):
         """The locations that every draw holds (the ACS), in the shape of a draw."""
 
     @abstractmethod
-    def probability_sampled(self, mask: Tensor, kept: Tensor, keep: Tensor) -> Tensor:
+    def probability_sampled(self, mask: Tensor, kept: Tensor, keep: Tensor, acquired: Tensor | None = None) -> Tensor:
         """Pr(P_j = 1 | what was kept), meaningful where ``kept`` is False; 1 on the always-sampled locations.
 
         Args:
@@ -81,6 +92,7 @@ class SamplingLaw(ABC):
                 lines.
             kept: B P, same shape.
             keep: q, the probability with which B kept a location, (b,).
+            acquired: Where the draw counts, (b or 1, 1, 1 or H, W) bool: not on zero padding. None for everywhere.
         """
 
     def inclusion_probability(self, shape: tuple[int, int]) -> Tensor:

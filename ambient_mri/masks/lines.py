@@ -59,8 +59,9 @@ class RandomLines(_Lines):
         mask[outer[chosen]] = True
         return mask[None, None, None]
 
-    def probability_sampled(self, mask: Tensor, kept: Tensor, keep: Tensor) -> Tensor:
+    def probability_sampled(self, mask: Tensor, kept: Tensor, keep: Tensor, acquired: Tensor | None = None) -> Tensor:
         outer = ~self._always_like(mask)
+        outer = outer if acquired is None else outer & acquired
         total = outer.sum(dim=(-2, -1), keepdim=True)
         sampled = (mask & outer).sum(dim=(-2, -1), keepdim=True)
         known = (kept & outer).sum(dim=(-2, -1), keepdim=True)
@@ -85,7 +86,7 @@ class IndependentLines(_Lines):
         mask = torch.rand(width, generator=generator) < self._rate(width)
         return (mask | centre_mask(width, self.acs_lines))[None, None, None]
 
-    def probability_sampled(self, mask: Tensor, kept: Tensor, keep: Tensor) -> Tensor:
+    def probability_sampled(self, mask: Tensor, kept: Tensor, keep: Tensor, acquired: Tensor | None = None) -> Tensor:
         p, q = self._rate(mask.shape[-1]), per_row(keep, mask.float())
         probability = p * (1 - q) / (1 - p * q)
         return torch.where(self._always_like(mask), torch.ones_like(probability), probability.expand(mask.shape))
@@ -116,8 +117,9 @@ class EquispacedLines(_Lines):
         mask = self._combs(shape[1])[offset] | centre_mask(shape[1], self.acs_lines)
         return mask[None, None, None]
 
-    def probability_sampled(self, mask: Tensor, kept: Tensor, keep: Tensor) -> Tensor:
-        return comb_probability(self._combs(mask.shape[-1]).to(mask.device), self._always_like(mask), kept, keep)
+    def probability_sampled(self, mask: Tensor, kept: Tensor, keep: Tensor, acquired: Tensor | None = None) -> Tensor:
+        combs = self._combs(mask.shape[-1]).to(mask.device)
+        return comb_probability(combs, self._always_like(mask), kept, keep, acquired=acquired)
 
     def inclusion_probability(self, shape: tuple[int, int]) -> Tensor:
         return torch.where(self.always(shape), 1.0, self._combs(shape[1]).double().mean(0)).double()

@@ -33,7 +33,11 @@ class ObservedMasks(SamplingLaw):
     def __init__(self, masks: Sequence[Tensor], strength: float = 4.0) -> None:
         require(len(masks) > 0, "ObservedMasks needs at least one mask.")
         sizes = {tuple(m.shape[-2:]) for m in masks}
-        require(len(sizes) == 1, f"ObservedMasks needs masks of one size; got {sorted(sizes)}. Make one law per size.")
+        require(
+            len(sizes) == 1,
+            f"ObservedMasks needs masks of one size; got {sorted(sizes)}. Train on scans of one size "
+            "(data.split), or name the law that they were drawn from.",
+        )
         self.masks = torch.cat([m.reshape(1, 1, *m.shape[-2:]) for m in masks])
         frequency = self.masks.double().mean(dim=0, keepdim=True)
         self._always = frequency == 1
@@ -53,7 +57,7 @@ class ObservedMasks(SamplingLaw):
     def always(self, shape: tuple[int, int]) -> Tensor:
         return self._always
 
-    def probability_sampled(self, mask: Tensor, kept: Tensor, keep: Tensor) -> Tensor:
+    def probability_sampled(self, mask: Tensor, kept: Tensor, keep: Tensor, acquired: Tensor | None = None) -> Tensor:
         if self.combs is not None:
             always = self._always.to(mask.device)
             return comb_probability(self.combs.to(mask.device), always, kept, keep, self.counts)

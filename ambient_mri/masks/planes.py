@@ -56,7 +56,7 @@ class PoissonDisc(SamplingLaw):
             low, high = (radius, high) if mask.sum() > target else (low, radius)
         return torch.from_numpy(mask)[None, None]
 
-    def probability_sampled(self, mask: Tensor, kept: Tensor, keep: Tensor) -> Tensor:
+    def probability_sampled(self, mask: Tensor, kept: Tensor, keep: Tensor, acquired: Tensor | None = None) -> Tensor:
         p = self.inclusion_probability((mask.shape[-2], mask.shape[-1])).to(mask.device, torch.float32)
         q = per_row(keep, mask.float())
         return torch.where(p >= 1, torch.ones_like(p), p * (1 - q) / (1 - p * q)).expand(mask.shape)
@@ -123,7 +123,7 @@ class IndependentPixels(SamplingLaw):
     def draw(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
         return (torch.rand(shape, generator=generator) < self.probability)[None, None]
 
-    def probability_sampled(self, mask: Tensor, kept: Tensor, keep: Tensor) -> Tensor:
+    def probability_sampled(self, mask: Tensor, kept: Tensor, keep: Tensor, acquired: Tensor | None = None) -> Tensor:
         p, q = self.probability, per_row(keep, mask.float())
         return (p * (1 - q) / (1 - p * q)).expand(mask.shape)
 

@@ -16,6 +16,7 @@ does not put the stored weights back on the sphere; ``normalize_()`` does, which
 from __future__ import annotations
 
 import math
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -58,14 +59,23 @@ class UnitNorm(nn.Module):
         self._kept: tuple[object, Tensor] | None = None
 
     def unit_weight(self, scale: float = 1.0) -> Tensor:
-        """The weights in use, times ``scale``; without gradients made once, and again when the stored ones change."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        """The weights in use, times ``scale``; made once for all evaluations without gradients.
+
+        What changes the stored weights in place by ``.data``, as fused optimisers and averaging do, leaves no trace
+        on them: nothing is kept in training mode, nor over ``eval()`` and ``train()``, which stand between.
+        """
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._made(scale)
         stored = (self.weight, *([] if self.gain is None else [self.gain]))
         key = (scale, *((t.data_ptr(), t._version, t.dtype, t.device) for t in stored))
         if self._kept is None or self._kept[0] != key:
             self._kept = (key, self._made(scale))
         return self._kept[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """As for any module."""
+        self._kept = None
+        return super().train(mode)
 
     def _made(self, scale: float) -> Tensor:
         return self.weight * ((scale if self.gain is None else scale * self.gain) / self._norm().clamp_min(_EPS))

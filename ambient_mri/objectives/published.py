@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ambient_mri._checks import check_positive
+from ambient_mri._checks import check_positive, require
 from ambient_mri.corruption import Undersampling
 from ambient_mri.denoiser import ConditionalDenoiser
 from ambient_mri.masks import SamplingLaw, always_on
@@ -51,6 +51,11 @@ class PublishedAmbientObjective:
         added_acceleration: float = 1.0,
         seed: int = 0,
     ) -> None:
+        require(
+            isinstance(corruption, Undersampling),
+            f"the published objective is that of undersampled k-space; {type(corruption).__name__} is no such "
+            "corruption. For images, choose objective=ambient.",
+        )
         check_positive("added_acceleration", added_acceleration)
         self.corruption, self.noise = corruption, TrainingNoise() if noise is None else noise
         self.added_acceleration, self.seed = added_acceleration, seed

@@ -51,7 +51,7 @@ class OneScan(SamplingLaw):
         """The scan's ACS, in the shape of its mask."""
         return self._always
 
-    def probability_sampled(self, mask: Tensor, kept: Tensor, keep: Tensor) -> Tensor:
+    def probability_sampled(self, mask: Tensor, kept: Tensor, keep: Tensor, acquired: Tensor | None = None) -> Tensor:
         """One everywhere."""
         return torch.ones(mask.shape, device=mask.device)
 

@@ -114,8 +114,10 @@ def assess(
     sums: dict[str, list[float]] = {}
     spectra: list[Tensor] = []
     pictures: list[list[Tensor]] = []
-    for index in evenly_spaced(len(data), settings.slices):
-        m = data[index].to(device)
+    chosen = [data[index] for index in evenly_spaced(len(data), settings.slices)]
+    # Of a fully sampled scan among undersampled ones nothing can be left out as a scan of the law leaves it out.
+    for m in [m for m in chosen if int(_candidates(m).sum()) > 1] or chosen:
+        m = m.to(device)
         samples = _samples(prior, m, sampler, count, seed)
         found = {"residual": _residual(m, samples), **_predict(prior, m, sampler, settings, seed)}
         if count > 1:
@@ -143,7 +145,7 @@ def held_out_lines(m: Measurement, share: float, seed: int) -> Tensor:
         share: Share of the candidates.
         seed: With the row's key it decides which.
     """
-    candidates = m.mask & ~OneScan(m.mask, m.image_shape).always(m.image_shape)
+    candidates = _candidates(m)
     require(
         int(candidates.sum()) > 1,
         f"scan {m.key[0]} has no line outside its calibration lines that could be left out.",
@@ -152,6 +154,11 @@ def held_out_lines(m: Measurement, share: float, seed: int) -> Tensor:
     chosen = max(1, round(share * int(candidates.sum())))
     threshold = draw.masked_fill(~candidates, 2.0).flatten().sort().values[chosen - 1]
     return candidates & (draw <= threshold)
+
+
+def _candidates(m: Measurement) -> Tensor:
+    """Sampled locations outside the calibration lines, in the shape of the mask."""
+    return m.mask & ~OneScan(m.mask, m.image_shape).always(m.image_shape)
 
 
 def radial_power(images: Tensor, rings: int) -> Tensor:

@@ -136,7 +136,7 @@ class ProgressLines(pl.Callback):
         start, since = self._first
         per_step = (now - since) / max(trainer.global_step - start, 1)
         left = per_step * (trainer.max_steps - trainer.global_step)
-        rate = len(batch) * trainer.world_size / per_step
+        rate = len(batch) * trainer.world_size * trainer.accumulate_grad_batches / per_step
         text = "step %d of %d | mean loss %.4g | %.1f images/s | %d min left"
         log.info(text, trainer.global_step, trainer.max_steps, self._mean.take(), rate, left / 60)
 

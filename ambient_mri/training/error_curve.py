@@ -223,14 +223,15 @@ def _can_be_judged(corruption: ThinnedMasks, m: Measurement, kept: Tensor) -> Te
     """(b,) bool: whether every location that scans may sample was kept, or has a chance to be in P given B P."""
     law = corruption.law
     keep = torch.full((len(kept),), 0.5, device=kept.device)  # which chances are zero does not depend on q
-    chance = law.probability_sampled(m.mask.expand(kept.shape), kept, keep)
+    chance = law.probability_sampled(m.mask.expand(kept.shape), kept, keep, m.acquired)
     possible = law.inclusion_probability(m.image_shape).to(kept.device) > 0
+    possible = possible if m.acquired is None else possible & m.acquired
     return ~(possible & ~kept & (chance <= 0)).flatten(1).any(dim=1)
 
 
 def _fully_sampled_among_others(m: Measurement, corruption: ThinnedMasks) -> bool:
     """Whether a scan shows what the law seldom does: neither its A_tilde nor its weights are those of the others."""
-    return bool(m.mask.all()) and float(corruption.law.inclusion_probability(m.image_shape).min()) < 1
+    return m.is_complete and float(corruption.law.inclusion_probability(m.image_shape).min()) < 1
 
 
 def _same_size(rows: list[Tensor]) -> list[Tensor]:

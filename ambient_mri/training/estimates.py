@@ -68,4 +68,4 @@ def evenly_spaced(length: int, count: int) -> list[int]:
 def _inclusion(law: SamplingLaw, m: Measurement) -> Tensor:
     inclusion = law.inclusion_probability(m.image_shape)
     # A fully sampled scan among undersampled ones shows all of its energy.
-    return torch.ones_like(inclusion) if bool(m.mask.all()) else inclusion
+    return torch.ones_like(inclusion) if m.is_complete else inclusion

@@ -6,11 +6,13 @@ A mask is a draw of the law once a volume, where all slices of the volume share 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from ambient_mri._checks import require
 from ambient_mri.corruption import Undersampling, check_learnable
@@ -75,7 +77,7 @@ def check_law(corruption: Undersampling, scans: ScanSet, measured: ScanDataset) 
         )
         always = corruption.law.always(scan.image_shape)
         require(
-            bool(scan.mask.all()) or (scan.mask.shape[-2] > 1) == (always.shape[-2] > 1),
+            scan.is_complete or (scan.mask.shape[-2] > 1) == (always.shape[-2] > 1),
             f"the mask of scan {scan.key[0]} is one of {'points' if scan.mask.shape[-2] > 1 else 'lines'}, and "
             f"{_words(law)} draws others. {_name_it()}",
         )
@@ -88,8 +90,13 @@ def check_law(corruption: Undersampling, scans: ScanSet, measured: ScanDataset) 
     if not observed and not recorded:
         _check_shares(draws, corruption.law)
     result = check_learnable(corruption, measured[0])
-    notes = [f"smallest eigenvalue of E[A^H A | A~] {result.smallest_eigenvalue:.2g}"]
-    notes += [f"{result.rim} lines at the rim are never sampled: lower resolution"] if result.rim else []
+    known = not math.isnan(result.smallest_eigenvalue)
+    notes = [f"smallest eigenvalue of E[A^H A | A~] {result.smallest_eigenvalue:.2g}"] if known else ["no holes"]
+    notes += (
+        [f"{result.rim} {'lines' if known else 'locations'} at the rim are never sampled: lower resolution"]
+        if result.rim
+        else []
+    )
     notes += [] if result.exact_weights else ["weights of this law are approximate (marginal)"]
     log.info("learnable: %s", ", ".join(notes))
 
@@ -97,7 +104,7 @@ def check_law(corruption: Undersampling, scans: ScanSet, measured: ScanDataset) 
 def _check_masks_differ(scans: Sequence[Measurement], volumes: int, law: SamplingLaw) -> None:
     """Scans do not all have one mask, unless they are few, and of so few volumes that the law may have drawn it."""
     first = scans[0]
-    if bool(first.mask.all()) or not all(torch.equal(scan.mask, first.mask) for scan in scans[1:]):
+    if first.is_complete or not all(torch.equal(scan.mask, first.mask) for scan in scans[1:]):
         return
     generator = keyed_generator("variety of a law")
     drawn = [law.draw(first.image_shape, generator) for _ in range(_DRAWS)]
@@ -114,10 +121,10 @@ def _check_shares(scans: Sequence[Measurement], law: SamplingLaw) -> None:
 
     A law of a fixed number of lines reads that number off each mask, and its weights are right whatever it is.
     """
-    scans = [scan for scan in scans if not bool(scan.mask.all())]
+    scans = [scan for scan in scans if not scan.is_complete]
     if not scans:
         return
-    included = [law.inclusion_probability(scan.image_shape) for scan in scans]
+    included = [_within(law, scan) for scan in scans]
     expected = sum(float(p.sum()) for p in included) / len(scans)
     counts = torch.tensor([float(scan.mask.sum()) for scan in scans])
     variance = 0.0 if isinstance(law, RandomLines) else float((included[0] * (1 - included[0])).sum())
@@ -143,9 +150,15 @@ def _in_every_scan(scans: Sequence[Measurement], law: SamplingLaw) -> list[int]:
     if any(scan.mask.shape != shape or scan.image_shape != scans[0].image_shape for scan in scans):
         return []
     different = torch.unique(torch.cat([scan.mask for scan in scans]), dim=0)
-    included = law.inclusion_probability(scans[0].image_shape).expand(1, 1, *shape[-2:])
+    included = _within(law, scans[0]).expand(1, 1, *shape[-2:])
     chance = included ** len(different) * included.numel()
     return (different.all(dim=0, keepdim=True) & (included < 1) & (chance < _CHANCE)).flatten().nonzero()[:, 0].tolist()
+
+
+def _within(law: SamplingLaw, scan: Measurement) -> Tensor:
+    """The law's marginal probabilities; none in the zero padding of the scan."""
+    included = law.inclusion_probability(scan.image_shape)
+    return included if scan.acquired is None else included * scan.acquired
 
 
 def _words(law: dict[str, Any]) -> str:

@@ -133,13 +133,21 @@ def check_same_run(run_dir: Path, cfg: DictConfig, identity: Collection[str] = I
     stored = run_dir / "config.yaml"
     if not stored.is_file():
         return
-    before, now = (OmegaConf.to_container(c, resolve=True) for c in (OmegaConf.load(stored), cfg))
+    before, now = (_with_whole_paths(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(stored), cfg))
     found = [key for key in _differing(before, now) if any(_within(key, part) for part in identity)]
     changed = sorted(k for k in found if k not in _NOT_IDENTITY and k.split(".")[-1] not in _PLACES)
     require(
         not changed,
         f"{run_dir} holds another run: it differs in {', '.join(changed[:4])}. Choose another run_dir.",
     )
+
+
+def _with_whole_paths(settings: Any) -> Any:
+    """The settings with the folders that tell one run from another written in full, however they were given."""
+    for part, name in ((settings, "init"), (settings.get("data") or {}, "references")):
+        if isinstance(part.get(name), str):
+            part[name] = str(Path(part[name]).expanduser().resolve())
+    return settings
 
 
 def _differing(before: Any, now: Any, key: str = "") -> Iterator[str]:
@@ -249,7 +257,11 @@ class _Exporter:
         """Write the weights that the module holds now, with the error curve on what was held out."""
         model: Any = module.model
         processes = module.trainer.world_size
-        progress: dict[str, Any] = {"steps": step, "images_seen": step * self.batch_size, "processes": processes}
+        progress: dict[str, Any] = {
+            "steps": step,
+            "images_seen": step * self.batch_size * module.trainer.accumulate_grad_batches,
+        }
+        progress["processes"] = processes
         name = self.folder.parent.resolve().name
         before = model.error_sigmas, model.error_values
         if isinstance(model, CleanDenoiser) and model.error_head is not None:
@@ -289,7 +301,9 @@ def _trainer(cfg: DictConfig, run_dir: Path, setup: Setup, export: _Exporter) ->
     callbacks += [cb.SampleSheets(run_dir / "samples", known), cb.PeriodicExport(export), cb.EMA(cfg.ema_half_life)]
     callbacks += [cb.checkpoints(run_dir / "checkpoints", cfg.checkpoint_every)]
     settings: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
-    settings["val_check_interval"] = min(settings["val_check_interval"], settings["max_steps"])
+    # Lightning counts batches here, and steps there.
+    batches = settings["max_steps"] * settings.get("accumulate_grad_batches", 1)
+    settings["val_check_interval"] = min(settings["val_check_interval"], batches)
     trainer: pl.Trainer = build(
         settings,
         callbacks=callbacks,
@@ -301,10 +315,11 @@ def _trainer(cfg: DictConfig, run_dir: Path, setup: Setup, export: _Exporter) ->
 
 
 def _finish(module: TrainingModule, trainer: pl.Trainer, export: _Exporter) -> None:
-    """Export the averaged weights, which the module holds after training."""
+    """Export the averaged weights, which the module holds after training, as they are used: without dropout."""
     if not module.trained:
         log.info("this run was complete: nothing to train")
         next(c for c in trainer.callbacks if isinstance(c, cb.EMA)).restore(module)  # type: ignore[attr-defined]
+    module.eval()
     with torch.compiler.set_stance("force_eager"):  # as in validation
         export(module, trainer.global_step)
     log.info("prior: %s", export.folder)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from ambient_mri._checks import AmbientMRIError
+from ambient_mri.data.schema import write_prepared
 from ambient_mri.masks import RandomLines
 from ambient_mri.measurement import Measurement
+from ambient_mri.prior import Prior, build_model
+from ambient_mri.sampling import make_sampler
 from ambient_mri.tensors import complex_randn, keyed_generator
-from ambient_mri.training.assess import Settings, held_out_lines, radial_power, squared_error_of_mean
+from ambient_mri.training.assess import Settings, assess, held_out_lines, radial_power, squared_error_of_mean
+from tests.training.conftest import make_scan
 
 
 def scan(lines: torch.Tensor) -> Measurement:
@@ -32,6 +38,20 @@ def test_a_scan_of_calibration_lines_alone_cannot_be_judged() -> None:
         held_out_lines(scan(RandomLines(2, 8).always((8, 64))), 0.1, seed=0)
     with pytest.raises(AmbientMRIError, match="held_out must be below 1"):
         Settings(held_out=1.0)
+
+
+def test_a_fully_sampled_scan_among_others_is_left_out(tmp_path: Path) -> None:
+    """Nothing of it can be held out; where there are no others, the error says so."""
+    files = []
+    for name, law in (("a", RandomLines(2, 4)), ("b", RandomLines(1, 0))):
+        files.append(tmp_path / f"{name}.h5")
+        write_prepared(files[-1], make_scan(name, slices=2, size=(16, 20), law=law)[0])
+    model = build_model({"kind": "clean", "network": {"name": "UNet", "channels": 8, "multipliers": [1]}, "sd": 0.3})
+    prior, settings = Prior(model, "clean", {}, name="p"), Settings(slices=4, samples=2)
+    found = assess(prior, files, sampler=make_sampler("split_gibbs", steps=2), settings=settings)
+    assert found.values["slices"] == 2 and found.values["held_out_error"] > 0
+    with pytest.raises(AmbientMRIError, match="no line outside its calibration lines"):
+        assess(prior, files[1:], sampler=make_sampler("split_gibbs", steps=2), settings=settings)
 
 
 def test_the_power_of_white_noise_is_flat_and_its_variance() -> None:

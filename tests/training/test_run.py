@@ -12,17 +12,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from ambient_mri._checks import AmbientMRIError
+from ambient_mri.data.datasets import ImageDataset
 from ambient_mri.data.schema import write_prepared
 from ambient_mri.denoiser import CleanDenoiser, ConditionalDenoiser
 from ambient_mri.masks import RandomLines
 from ambient_mri.prior import load_prior
 from ambient_mri.train import compose
+from ambient_mri.training.error_curve import error_curve
 from ambient_mri.training.export import newest_checkpoint
 from ambient_mri.training.loggers import read_metrics
-from ambient_mri.training.run import train
+from ambient_mri.training.run import IDENTITY, check_same_run, train, write_configuration
 from tests.training.conftest import make_scan
 
 TINY = (
@@ -79,6 +82,31 @@ def test_a_supervised_run_needs_references_and_uses_them(scan_folder: Path, tmp_
     assert len(prior.model.error_sigmas) > 2, "a clean prior carries its error curve"
     assert "val/clean_objective" in read_metrics(tmp_path / "b" / "metrics.csv")[-1]
     assert str(scan_folder) not in json.dumps(prior.metadata)
+
+
+def test_the_exported_curve_is_that_of_the_network_as_it_is_used(scan_folder: Path, tmp_path: Path) -> None:
+    """Without dropout; and every batch that a step gathers is counted."""
+    overrides = ["objective=supervised", f"data.references={scan_folder / 'references'}", "network.dropout=0.5"]
+    overrides += ["trainer.val_check_interval=4", "trainer.accumulate_grad_batches=2"]
+    prior = load_prior(run(scan_folder, tmp_path / "r", *overrides))
+    held_out = [Path(p).name for p in json.loads((tmp_path / "r" / "scans.json").read_text())["val"]]
+    assert isinstance(prior.model, CleanDenoiser) and held_out
+    sigmas, errors = error_curve(prior.model, ImageDataset([scan_folder / "references" / name for name in held_out]))
+    assert torch.allclose(sigmas, prior.model.error_sigmas) and torch.allclose(errors, prior.model.error_values)
+    assert prior.metadata["steps"] == 4 and prior.metadata["images_seen"] == 32
+
+
+def test_folders_of_a_run_may_be_spelled_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cfg = OmegaConf.create({"data": {"references": "runs/a"}, "init": "runs/b/prior"})
+    write_configuration(cfg, tmp_path / "config.yaml")
+    whole = {"data": {"references": str(tmp_path / "runs/a")}, "init": str(tmp_path / "runs" / ".." / "runs/b/prior")}
+    check_same_run(tmp_path, OmegaConf.create(whole), (*IDENTITY, "init"))
+    for key, value in (("init", "runs/c/prior"), ("data.references", "runs/b")):
+        other = OmegaConf.create(whole)
+        OmegaConf.update(other, key, value)
+        with pytest.raises(AmbientMRIError, match=f"differs in {key}"):
+            check_same_run(tmp_path, other, (*IDENTITY, "init"))
 
 
 def test_warm_start_begins_with_the_weights_of_another_run(scan_folder: Path, tmp_path: Path) -> None:
