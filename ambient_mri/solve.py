@@ -46,7 +46,8 @@ from ambient_mri.sampling.draw import (
     sample_count,
 )
 from ambient_mri.sampling.full_view import whole_image_model
-from ambient_mri.tensors import choose_device, keyed_generator, per_row
+from ambient_mri.sampling.measurement_noise import measured
+from ambient_mri.tensors import choose_device, complex_randn, keyed_generator, per_row
 from ambient_mri.uncertainty import Spread, kept_samples, recalibration_factor
 
 __all__ = ["Solution", "solve"]
@@ -117,11 +118,10 @@ class Solution:
         return Spread(kept_samples(self.samples, "solve").numpy(), self.recalibration_factor)
 
 
-def _check_channels(y: Tensor, operator: LinearOperator, prior: Prior) -> None:
+def _check_channels(image: Tensor, operator: LinearOperator, prior: Prior) -> None:
     """Raise unless A^H y has the real channels that the prior models."""
     if not prior.architecture:
         return
-    image = operator.H(y)
     found = image.shape[1] * (2 if image.is_complex() else 1)
     expected = int(prior.architecture.get("image_channels", 2))
     hint = "Use another prior."
@@ -147,7 +147,7 @@ def _other_units(y: Tensor, operator: LinearOperator, sd: float, noise_std: Tens
     if image.is_complex():
         return _other_strength(y, operator, sd, noise_std)
     again = operator.forward(image)
-    best = float((again * y).sum(dtype=torch.float64)) / max(_energy(again), 1e-30)
+    best = float((again.conj() * y).real.sum(dtype=torch.float64)) / max(_energy(again), 1e-30)
     rms = best * (_energy(image) / image.numel()) ** 0.5
     fix = ""
     if rms > _TOO_STRONG * sd:
@@ -178,8 +178,9 @@ def _noise_of(y: Tensor, operator: LinearOperator, noise_std: Tensor, *, most: f
     level = float(noise_std.max())
     if level == 0:
         return 0.0
-    noise = torch.randn(y.shape, generator=keyed_generator("noise of y")).to(y)
-    image = operator.adjoint(noise * (y != 0))
+    generator = keyed_generator("noise of y")
+    noise = complex_randn(y.shape, generator=generator) if y.is_complex() else torch.randn(y.shape, generator=generator)
+    image = operator.adjoint(noise.to(y) * (y != 0))
     found = level * (_energy(image) / max(int((image != 0).sum()), 1)) ** 0.5
     return found if found <= most else 0.0
 
@@ -249,6 +250,7 @@ def solve(
 
     Args:
         y: (b, ...) data, a tensor or an array; complex where the prior is one of complex images, such as those of MRI.
+            What lies where a :class:`~ambient_mri.operators.Mask`, A's last factor, is False is not looked at.
             In units in which x has those of the prior (for complex priors an rms of about ``prior.model.sd`` a real
             part, natural images lie in [-1, 1]), or see ``scale``.
         operator: A, on ``device``, for the b rows of ``y``.
@@ -292,8 +294,15 @@ def solve(
         )
     method.check_kind("clean")
     count, y = sample_count(method, samples), y.to(where)
-    _check_channels(y, operator, loaded)
-    levels = torch.as_tensor(noise_std, dtype=torch.float32, device=where).expand(len(y))
+    y = measured(operator, y)
+    back = operator.H(y)
+    _check_channels(back, operator, loaded)
+    levels = torch.as_tensor(noise_std, dtype=torch.float32, device=where)
+    require(
+        levels.shape in ((), (1,), (len(y),)),
+        f"noise_std must be one number, or one for each of the {len(y)} rows of y; got shape {tuple(levels.shape)}.",
+    )
+    levels = levels.expand(len(y))
     unit = _matched_scale(y, operator, model.sd, levels) if scale == "auto" else _checked_scale(scale)
     y, levels = y / unit, levels / unit
     doubt = _other_units(y, operator, model.sd, levels) if loaded.architecture else ""
@@ -301,8 +310,8 @@ def solve(
         warnings.warn(doubt, ReconstructionWarning, stacklevel=2)
     if steps == "auto":
         method = with_automatic_steps(method, model, float(levels.median()))
-    shape = (int(y.shape[-2]), int(y.shape[-1]))
-    channels = 1 if y.ndim < 4 else y.shape[1]
+    shape = (int(back.shape[-2]), int(back.shape[-1]))
+    channels = -(-y[0].numel() // (shape[0] * shape[1]))  # of data, in units of an image
     rows = rows_per_batch("auto" if batch_size is None else batch_size, shape, channels, where)
 
     def denoiser(generators: Sequence[torch.Generator], repeats: int) -> Denoiser:

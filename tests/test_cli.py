@@ -133,9 +133,23 @@ def test_the_command_line_imports_no_torch_by_itself(name: str) -> None:
         (["prepare", "{empty}", "--out", "{empty}"], "no k-space file"),
         (["prepare", "{full}", "--out", "{empty}", "--acceleration", "0.5"], "acceleration must be at least 1"),
         (["prepare", "{full}", "--out", "{empty}", "--slices", "1:"], "needs both ends of --slices"),
+        (["prepare", "{full}", "--out", "{empty}", "--acs-lines", "12"], "--acs-lines needs --acceleration R"),
+        (
+            ["prepare", "{full}", "--out", "{empty}", "--acceleration", "2", "--center-fraction", "0.04"],
+            "are of the fastmri_ laws, not of --law random_lines",
+        ),
+        (["prepare", "{full}", "--out", "{empty}", "--acceleration", "2", "--by-name"], "are of the fastmri_ laws"),
+        (
+            ["prepare", "{full}", "--out", "{empty}", "--acceleration=4", "--law=fastmri_random", "--acs-lines=24"],
+            "--law fastmri_random has --center-fraction F in the place of --acs-lines",
+        ),
         (["info", "no.h5"], r"no\.h5: no such file"),
         (["info", "{empty}"], "is not a prior folder"),
         (["evaluate", "{full}", "{full}"], "dataset 'reconstruction' is missing"),
+        (
+            ["evaluate", "{full}", "{full}", "--slices", "0:1", "--processes", "-3"],
+            "--slices, --processes: options of scans that are reconstructed first, with --prior",
+        ),
         (["demo", "--minutes", "0", "--out", "{empty}"], "minutes must be a positive"),
         (["train", "data=phantoms"], "data=phantoms is unknown; .* Did you mean 'phantom'"),
         (["--debug-not", "train"], None),

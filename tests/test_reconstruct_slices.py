@@ -21,11 +21,14 @@ from ambient_mri.data.readers import from_arrays
 from ambient_mri.data.schema import write_prepared
 from ambient_mri.measurement import Measurement
 from ambient_mri.prepare import Preparation, prepare_scan
+from ambient_mri.prior import Prior
 from ambient_mri.reconstruct import ReconstructionWarning, reconstruct, volume
+from ambient_mri.reconstruct.notes import too_little_noise
 from ambient_mri.reconstruct.read import read_raw
 from ambient_mri.reconstruct.volume import JOINT_BELOW, Volume
 from ambient_mri.sampling.calibration import effective_noise_std
 from ambient_mri.sampling.joint_maps import JointSettings
+from tests.oracles import StationaryDenoiser
 from tests.test_reconstruct import NOISE, UNIT, ambient_prior, lines, run, scan
 
 FULL = torch.ones(1, 1, 1, 36, dtype=torch.bool)
@@ -48,6 +51,46 @@ def own_masks(*acs: int) -> tuple[Tensor, Tensor]:
 def short_joint_estimation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which maps are estimated jointly is what counts here, not how well."""
     monkeypatch.setattr(volume, "JointSettings", partial(JointSettings, chains=2, steps=6))
+
+
+def test_slices_in_another_order_keep_their_own_maps_and_masks(tmp_path: Path) -> None:
+    kspace, mask = (x.numpy() for x in own_masks(8, 4, 6))
+    maps = np.stack([np.full((4, 20, 24), i + 1, np.complex64) for i in range(3)])
+    np.savez(tmp_path / "k.npz", kspace=kspace)
+    for order in ([2, 0, 1], [2, 1], [0, 2]):
+        found = read_raw(kspace, mask, maps, order)
+        assert found.slice_indices == tuple(order)
+        for row, index in enumerate(order):
+            assert np.array_equal(found.kspace[row], kspace[index])
+            assert np.array_equal(found.mask[row], mask[index])
+            assert np.array_equal(found.coil_maps[row], maps[index])
+    levels = Volume.measure(read_raw(kspace, mask, maps, [0, 2]), np.array([0.1, 0.2, 0.3]), scale=1.0).noise_std
+    assert np.allclose(levels.numpy(), [0.1, 0.3])
+    # Of a file it is not known whether three maps are those of the volume, or of the slices in their new order.
+    with pytest.raises(DataError, match=r"coil_maps has one entry for each of the 3 slices.*in the order \[2, 0, 1\]"):
+        read_raw(tmp_path / "k.npz", None, maps, [2, 0, 1])
+    assert np.array_equal(read_raw(tmp_path / "k.npz", None, maps, [2, 1]).coil_maps, maps[[2, 1]])
+
+
+def test_maps_that_were_estimated_with_the_image_are_not_judged_by_those_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What ESPIRiT's maps leave of a few calibration lines contradicts no noise level once they are replaced."""
+    chunk = Volume.measure(read_raw(*own_masks(4, 4)), NOISE).chunk(slice(0, 2), torch.device("cpu"))
+    monkeypatch.setattr(volume, "joint_coil_maps", lambda model, part, *_, **__: part)
+    monkeypatch.setattr(volume, "calibrationless_coil_maps", lambda model, part, *_, **__: part)
+    prior = Prior(StationaryDenoiser(sd=0.3, cutoff=0.12), "clean", {}, name="p")
+    found = chunk.with_joint_maps(prior, 0, [1]).effective
+    for name in ("agreement", "of_calibration"):
+        before, after = getattr(chunk.effective, name), getattr(found, name)
+        assert torch.equal(after[0], before[0]) and bool(after[1].isnan())
+    levels = [np.array([0.01, 0.01])]
+    results = {"noise_std_scaled": levels, "calibration_noise_std": [np.array([0.01, np.nan])]}
+    assert too_little_noise(dict(results), "given", False) == []
+    results["calibration_noise_std"] = [np.array([0.1, np.nan])]
+    assert "10 times the noise" in too_little_noise(dict(results), "given", False)[0]
+    results["calibration_noise_std"] = [np.array([np.nan, np.nan])]
+    assert too_little_noise(dict(results), "given", False) == []
 
 
 @pytest.mark.parametrize("coil_maps", ["espirit", None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -13,11 +14,12 @@ import ambient_mri
 from ambient_mri import solve
 from ambient_mri._checks import AmbientMRIError, PriorError
 from ambient_mri.masks import centre_mask
-from ambient_mri.operators import Fourier2d, Identity, LinearOperator, Mask
+from ambient_mri.operators import BicubicDownsampling, Fourier2d, Identity, LinearOperator, Mask
+from ambient_mri.operators.fourier import fft, ifft
 from ambient_mri.prior import Prior, build_model, load_prior
 from ambient_mri.reconstruct import ReconstructionWarning
-from ambient_mri.sampling import SAMPLERS
-from ambient_mri.sampling.draw import RunningMoments
+from ambient_mri.sampling import SAMPLERS, SplitGibbs
+from ambient_mri.sampling.draw import RunningMoments, chi2
 from ambient_mri.solve import Solution
 from ambient_mri.tensors import complex_randn, keyed_generator
 from tests.oracles import StationaryDenoiser, WhiteDenoiser
@@ -132,16 +134,85 @@ def test_samplers_for_other_priors_are_refused(name: str) -> None:
 
 def test_the_public_function() -> None:
     assert ambient_mri.solve is solve
-    import ambient_mri.solve as module
-
-    assert callable(ambient_mri.solve) and module is not None
     with pytest.raises(AmbientMRIError, match="samples must be at least 1"):
         run(samples=0)
 
 
 @pytest.mark.filterwarnings("ignore:the solutions do not fit")
+@pytest.mark.parametrize("name", ["split_gibbs", "dps"])
+def test_what_lies_behind_the_mask_is_not_looked_at(name: str) -> None:
+    """The whole picture may be handed over: neither the solutions nor their residual know what it hides."""
+    options: dict[str, Any] = {"noise_std": 0.02, "samples": 2, "steps": 4, "sampler": name}
+    hidden = data() + 7 * (~pixels().mask)
+    found, expected = (solve(y, pixels(), PRIOR, **options) for y in (hidden, data()))
+    assert torch.equal(found.mean, expected.mean) and torch.equal(found.residual, expected.residual)
+
+
+def test_the_residual_counts_what_was_measured_without_a_mask_in_sight() -> None:
+    """An operator of another library marks what it leaves out by zeros, as ours does by its mask."""
+    pick = pixels()
+
+    class Foreign(LinearOperator):
+        domain_shape = range_shape = (None, 12, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return pick.forward(x)
+
+        def adjoint(self, y: Tensor) -> Tensor:
+            return pick.adjoint(y)
+
+    x = data() + 0.02 * complex_randn((2, 1, 12, 12), generator=keyed_generator("residual"))
+    own, foreign = (chi2(a, data(), x, torch.full((2,), 0.02), 1) for a in (pick, Foreign()))
+    assert torch.allclose(own, foreign) and bool((own > 0.7).all()) and bool((own < 1.4).all())
+
+
+def test_batches_go_by_the_size_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few numbers are measured of an image: the network works on all of its pixels."""
+    asked: list[tuple[tuple[int, int], int]] = []
+
+    def counted(batch_size: int | str, shape: tuple[int, int], coils: int, device: torch.device) -> int:
+        asked.append((shape, coils))
+        return 4
+
+    monkeypatch.setattr(sys.modules["ambient_mri.solve"], "rows_per_batch", counted)
+    shrink = BicubicDownsampling(4, (48, 48))
+    small = shrink.forward(PRIOR.draw(1, (48, 48), keyed_generator("large")))
+    solve(small, shrink, PRIOR, noise_std=0.02, samples=1, steps=2)
+    run(samples=1, steps=2)
+    assert asked == [((48, 48), 1), ((12, 12), 1)]
+
+
+def test_levels_and_ladders_that_cannot_be() -> None:
+    for wrong in (torch.ones(3), torch.ones(2, 1)):
+        with pytest.raises(AmbientMRIError, match="noise_std must be one number, or one for each of the 2 rows of y"):
+            run(noise_std=wrong)
+    with pytest.raises(AmbientMRIError, match="rho must be a positive finite number"):
+        SplitGibbs(rho=0.0)
+
+
+def test_real_images_of_complex_data_in_other_units_are_told() -> None:
+    architecture = {"kind": "clean", "network": {"name": "UNet", "channels": 8, "multipliers": [1]}, "sd": 0.4}
+    architecture |= {"image_channels": 1, "precision": "fp32"}
+
+    class HalfFourier(LinearOperator):
+        """Complex k-space of a real image."""
+
+        domain_shape = range_shape = (None, 16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return fft(x.to(torch.complex64))
+
+        def adjoint(self, y: Tensor) -> Tensor:
+            return ifft(y).real
+
+    prior = Prior(build_model(architecture), "clean", architecture, name="grey")
+    images = 0.4 * torch.randn(2, 1, 16, 16, generator=keyed_generator("grey"))
+    with pytest.warns(ReconstructionWarning, match=r"about (29|30|31) times as strong"):
+        solve(30 * HalfFourier().forward(images), HalfFourier(), prior, noise_std=0.1, samples=1, steps=2)
+
+
 def test_arrays_are_taken_and_other_data_than_the_priors_are_one_clear_line() -> None:
-    y = complex_randn((1, 1, 16, 16), generator=keyed_generator("arrays"))
+    y = 0.36 * complex_randn((1, 1, 16, 16), generator=keyed_generator("arrays"))
     everywhere = Mask(torch.ones(1, 1, 16, 16, dtype=torch.bool))
     found = solve(y.numpy(), everywhere, "brain128", noise_std=0.1, samples=2, steps=2)
     same = solve(y, everywhere, "brain128", noise_std=0.1, samples=2, steps=2)

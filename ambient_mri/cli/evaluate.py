@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ambient_mri._checks import AmbientMRIError, require
 from ambient_mri.cli import commands
@@ -56,11 +57,24 @@ def _sampling_arguments(command: argparse.ArgumentParser, slices: Callable[[str]
     add("--compile", action="store_true", help="compile the networks: takes minutes first, less for every slice")
 
 
+# What only scans that are to be reconstructed need, and its defaults.
+_OF_SCANS: dict[str, Any] = {
+    **{"sampler": None, "samples": 8, "steps": None, "mask": None, "slices": None},
+    **{"seed": 0, "processes": 1, "compile": False},
+}
+
+
 def evaluate(options: argparse.Namespace) -> int:
     """``ambient-mri evaluate``: one reconstruction that is there, or scans that are to be reconstructed."""
     if not options.prior:
         if Path(options.reconstruction).is_dir():
             raise AmbientMRIError("a folder of scans is reconstructed first: name the prior with --prior.")
+        given = [f"--{name}" for name, default in _OF_SCANS.items() if getattr(options, name) != default]
+        require(
+            not given,
+            f"{', '.join(given)}: options of scans that are reconstructed first, with --prior. A reconstruction "
+            "that is there is scored as it is; reconstruct other slices, or otherwise, by `ambient-mri reconstruct`.",
+        )
         return commands.evaluate(options)
     import torch
 

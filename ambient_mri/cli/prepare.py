@@ -27,6 +27,7 @@ _CLASSES = {
 # What those laws are told, in the configuration as here.
 _LAW = ("acceleration", "acs_lines")
 _FASTMRI = ("random", "equispaced", "equispaced_fraction", "magic", "magic_fraction")
+_ACS_LINES = 12
 LAWS = (*_CLASSES, *(f"fastmri_{kind}" for kind in _FASTMRI))
 
 
@@ -36,7 +37,7 @@ def add_arguments(command: argparse.ArgumentParser, slice_range: Callable[[str],
     add("sources", nargs="+", type=Path, metavar="SOURCE", help="k-space files, folders of them, or a fastMRI root")
     add("--out", type=Path, required=True, metavar="FOLDER", help="one file a volume; made if missing")
     add("--acceleration", type=float, metavar="R", help="undersample fully sampled volumes; they stay whole without it")
-    add("--acs-lines", type=int, default=12, metavar="N", help="of the undersampling (default: %(default)s)")
+    add("--acs-lines", type=int, metavar="N", help="of the other laws (default: 12)")
     add("--law", default="random_lines", choices=LAWS, help="of the undersampling (default: %(default)s)")
     add("--center-fraction", type=float, metavar="F", help="of the fastmri_ laws (default: 0.32 / R)")
     add("--by-name", action="store_true", help="fastmri_ laws: seed each mask by its file name, as fastMRI does")
@@ -86,11 +87,16 @@ def make_law(options: argparse.Namespace) -> SamplingLaw | None:
     if options.acceleration is None:
         unused = options.center_fraction is not None or options.by_name
         require(not unused, "--center-fraction and --by-name need --acceleration R and a --law fastmri_...")
+        require(options.acs_lines is None, "--acs-lines needs --acceleration R: without it nothing is undersampled.")
         return None
     if options.law in _CLASSES:
         from ambient_mri import masks
 
-        return getattr(masks, _CLASSES[options.law])(options.acceleration, options.acs_lines)
+        unused = options.center_fraction is not None or options.by_name
+        require(not unused, f"--center-fraction and --by-name are of the fastmri_ laws, not of --law {options.law}.")
+        lines = _ACS_LINES if options.acs_lines is None else options.acs_lines
+        return getattr(masks, _CLASSES[options.law])(options.acceleration, lines)
+    require(options.acs_lines is None, f"--law {options.law} has --center-fraction F in the place of --acs-lines.")
     from ambient_mri.data.fastmri_masks import FastMRIMask
 
     kind = options.law.removeprefix("fastmri_")

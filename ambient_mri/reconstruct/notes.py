@@ -78,6 +78,9 @@ def too_much_noise(agreement: np.ndarray, source: str) -> list[str]:
 def too_little_noise(results: dict[str, list[np.ndarray]], source: str, given_maps: bool) -> list[str]:
     """A note where the calibration lines leave far more than the noise under maps or a noise level that were given."""
     noise, found = np.concatenate(results["noise_std_scaled"]), np.concatenate(results.pop("calibration_noise_std"))
+    noise, found = noise[np.isfinite(found)], found[np.isfinite(found)]
+    if len(found) == 0:
+        return []
     ratio = float(np.median(found[noise > 0] / noise[noise > 0])) if (noise > 0).any() else 0.0
     told = source in ("given", "from the file")
     if told and not (noise > 0).any() and float(np.median(found)) > _SILENT:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ambient_mri.data.files import SliceSelection
     from ambient_mri.data.readers import RawScan
 
-__all__ = ["ArrayLike", "read_raw"]
+__all__ = ["ArrayLike", "of_slices", "read_raw"]
 
 ArrayLike: TypeAlias = np.ndarray | Tensor
 
@@ -42,22 +42,23 @@ def read_raw(
         mask = to_numpy(mask)
         sampled = bool(mask.any())
         require(sampled, "mask selects no k-space location: nothing would be measured. Is it inverted?", DataError)
+    total = None
     if isinstance(scan, RawScan):
         raw = scan
     elif isinstance(scan, np.ndarray | Tensor):
         picked = select_slices(slices, len(scan), "the arrays") if scan.ndim == 4 else (0,)
         if scan.ndim == 4:  # slices that were not asked for are not looked at
-            scan, slices = scan[list(picked)], None
+            total, scan, slices = len(scan), scan[list(picked)], None
             nothing = f"slices {list(picked)} hold nothing but zeros: there is nothing to reconstruct."
             require(bool(to_numpy(scan).any()), nothing, DataError)
-        mask = None if mask is None else _of_slices(mask, picked, 3)
+        mask = None if mask is None else of_slices(mask, picked, "mask", 3, total)
         raw, mask = replace(from_arrays(scan, mask), slice_indices=picked), None
     elif not isinstance(scan, str | os.PathLike):
         raise DataError(f"a scan is a file or an array; got {type(scan).__name__}. Pass numpy.asarray(...) of it.")
     else:
         raw, slices = read_scan(scan, slices), None
     if mask is not None:
-        again = from_arrays(raw.kspace, _of_slices(mask, raw.slice_indices, 3), where=raw.name)
+        again = from_arrays(raw.kspace, of_slices(mask, raw.slice_indices, "mask", 3, total), where=raw.name)
         axis, notes = again.phase_encode_axis, raw.notes + again.notes
         # Maps that a preparation estimated from more data than the mask leaves would tell what was left out.
         told = raw.estimated_maps and bool((raw.mask & ~again.mask).any())
@@ -65,17 +66,39 @@ def read_raw(
         raw = replace(raw, kspace=again.kspace, mask=again.mask, phase_encode_axis=axis, notes=notes, coil_maps=maps)
     if coil_maps is not None:
         attrs = {name: value for name, value in raw.attrs.items() if name != "maps"}
-        own = _of_slices(to_numpy(coil_maps), raw.slice_indices, 4)
+        own = of_slices(to_numpy(coil_maps), raw.slice_indices, "coil_maps", 4, total)
         raw = replace(raw, coil_maps=_given_maps(own, raw.kspace.shape), attrs=attrs)
     if slices is None:
         return raw
     return _pick(raw, select_slices(slices, len(raw), raw.name))
 
 
-def _of_slices(array: np.ndarray, indices: Sequence[int], ndim: int) -> np.ndarray:
-    """Entries ``indices`` of an array of ``ndim`` axes or more that has one for each slice of the whole volume."""
-    whole = array.ndim >= ndim and len(array) not in (1, len(indices)) and len(array) > max(indices)
-    return array[list(indices)] if whole else array
+def of_slices(array: np.ndarray, indices: Sequence[int], name: str, ndim: int, total: int | None = None) -> np.ndarray:
+    """Entries ``indices`` of an array that has one for each slice of the whole volume; another one as it is.
+
+    Args:
+        array: One entry for all slices, or one for each of ``indices``, or one for each of the volume.
+        indices: The slices that were chosen, by their place in the volume.
+        name: Of the array, for messages.
+        ndim: Axes of an array that has one entry a slice, at least.
+        total: Number of slices of the volume; None where it is not known.
+
+    Raises:
+        DataError: If it cannot be told whether the array is in the order of the volume or of ``indices``.
+    """
+    if array.ndim < ndim or len(array) == 1:
+        return array
+    if total is None:
+        chosen = len(array) == len(indices)
+        require(
+            not chosen or list(indices) == sorted(indices),
+            f"{name} has one entry for each of the {len(indices)} slices, which were chosen in the order "
+            f"{list(indices)}: it cannot be told whether {name} is in that order, too. Choose slices in "
+            "their own order.",
+            DataError,
+        )
+        return array[list(indices)] if not chosen and len(array) > max(indices) else array
+    return array[list(indices)] if len(array) == total else array
 
 
 def _given_maps(coil_maps: np.ndarray, kspace: tuple[int, ...]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +18,7 @@ from ambient_mri.coil_maps.noise_likelihood import FEWEST_COILS
 from ambient_mri.data.normalize import PERIPHERY, estimate_noise_std, measured_scale, noise_warnings
 from ambient_mri.measurement import Measurement
 from ambient_mri.prior import Prior
-from ambient_mri.reconstruct.read import ArrayLike
+from ambient_mri.reconstruct.read import ArrayLike, of_slices
 from ambient_mri.sampling.calibration import FEW_LINES, EffectiveNoise, effective_noise_std
 from ambient_mri.sampling.joint_maps import JointSettings, calibrationless_coil_maps, joint_coil_maps
 
@@ -110,9 +111,16 @@ class Chunk:
             maps[some], levels[some] = cast(Tensor, found.coil_maps), found.noise_std
         for row in rows:
             sources[row] = _joint_source(self.sources[row])
+        # What the calibration lines leave is told under maps that are used no more.
+        kept = torch.tensor([row not in rows for row in range(len(m))], device=levels.device)
+        agreement, left = (
+            torch.where(kept, x, math.nan) for x in (self.effective.agreement, self.effective.of_calibration)
+        )
+        effective = self.effective._replace(agreement=agreement, of_calibration=left)
         if bar is not None:
             bar.set_description("sampling")
-        return replace(self, measurement=replace(m, coil_maps=maps, noise_std=levels), sources=tuple(sources))
+        m = replace(m, coil_maps=maps, noise_std=levels)
+        return replace(self, measurement=m, sources=tuple(sources), effective=effective)
 
 
 @dataclass(frozen=True)
@@ -164,7 +172,8 @@ class Volume:
         if noise_std is not None:
             require(not isinstance(noise_std, str), f"noise_std must be a number; got {noise_std!r}.")
             array = noise_std.detach().cpu().numpy() if isinstance(noise_std, Tensor) else np.asarray(noise_std)
-            values, source = torch.from_numpy(array.astype(np.float32).reshape(-1)), "given"
+            array = of_slices(array.astype(np.float32).reshape(-1), raw.slice_indices, "noise_std", 1)
+            values, source = torch.from_numpy(array), "given"
             require(
                 len(values) in (1, len(raw)),
                 f"noise_std must be one number, or one for each of the {len(raw)} slices; got {len(values)}.",

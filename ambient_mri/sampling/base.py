@@ -19,13 +19,13 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-from ambient_mri._checks import PriorError, check_finite, require
+from ambient_mri._checks import PriorError, check_finite, check_positive, require
 from ambient_mri.denoiser import AmbientDenoiser, ConditionalDenoiser, Denoiser
 from ambient_mri.noise import karras_ladder
 from ambient_mri.operators.base import LinearOperator
 from ambient_mri.sampling.data_step import DataStep, Slack, relative_tolerance, repeat_rows
 from ambient_mri.sampling.data_step_choice import make_data_step
-from ambient_mri.sampling.measurement_noise import rows_of_noise
+from ambient_mri.sampling.measurement_noise import measured, rows_of_noise
 from ambient_mri.sampling.problem import Level, Problem
 from ambient_mri.tensors import per_row
 
@@ -90,6 +90,7 @@ class Sampler(ABC):
         cg_iterations: int = 100,
     ) -> None:
         require(steps >= 1, f"{self.name} needs at least one step; got {steps}.")
+        check_positive("rho", rho)
         self.steps, self.sigma_max, self.sigma_min, self.rho = int(steps), sigma_max, sigma_min, rho
         self.data_step, self.cg_iterations = data_step, cg_iterations
 
@@ -251,6 +252,7 @@ class Sampler(ABC):
             "rows for every slice.",
         )
         check_finite("y", y)
+        y = measured(operator, y)
         backprojection = operator.H(y)
         found = tuple(backprojection.shape[1:])
         require(

@@ -17,7 +17,8 @@ from ambient_mri._checks import check_option, require
 __all__ = ["available_memory", "free_memory", "out_of_memory", "rows_per_batch"]
 
 # How torch's allocators for the CPU and for accelerators say that there is no more.
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+# Libraries of CUDA that keep workspaces of their own end in the last one.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 # Pixels of images, and of coil images, in one batch at most: more of them is no faster.
 _PIXELS = {"cpu": (2**17, 2**24), "cuda": (2**22, 2**27)}
 # Bytes a pixel of an image takes in the network: the shipped prior's 240, measured, to the 1250 of 64 channels at full

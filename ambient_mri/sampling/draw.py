@@ -187,11 +187,18 @@ def joined(parts: Sequence[Drawn]) -> Drawn:
 
 
 def chi2(operator: LinearOperator, y: Tensor, x: Tensor, noise_std: Tensor, repeats: int) -> Tensor:
-    """||y - A x||^2 / (m noise_std^2) of every sample, (n * repeats,), m real numbers measured; NaN without noise."""
+    """||y - A x||^2 / (m noise_std^2) of every sample, (n * repeats,), m real numbers measured; NaN without noise.
+
+    Without a mask that A ends with, what is exactly zero in y counts as not measured.
+    """
     expanded = operator.repeat_interleave(repeats) if repeats > 1 else operator
     data = repeat_rows(y, repeats)
     energy = (data - expanded.forward(x)).abs().square().flatten(1).sum(dim=1)
-    measured = torch.tensor(MeasurementNoise(expanded, data).real_numbers(), device=x.device)
+    noise = MeasurementNoise(expanded, data)
+    if noise.mask is None:
+        measured = ((data != 0).flatten(1).sum(dim=1) * (2 if data.is_complex() else 1)).clamp_min(1)
+    else:
+        measured = torch.tensor(noise.real_numbers(), device=x.device)
     level = repeat_rows(noise_std, repeats) if len(noise_std) > 1 else noise_std
     found = energy / (measured * level.square())
     return torch.where(level > 0, found, torch.full_like(found, math.nan))

@@ -12,7 +12,17 @@ from ambient_mri.operators.base import Composition, LinearOperator
 from ambient_mri.operators.masking import Mask
 from ambient_mri.tensors import complex_randn, randn_like_rows
 
-__all__ = ["MeasurementNoise", "rows_of_noise"]
+__all__ = ["MeasurementNoise", "measured", "rows_of_noise"]
+
+
+def measured(operator: LinearOperator, y: Tensor) -> Tensor:
+    """``y``, zero where the mask that A ends with, if it does, lets nothing through: data that do not exist."""
+    outermost = _outermost(operator)
+    return outermost.H(y) if isinstance(outermost, Mask) else y
+
+
+def _outermost(operator: LinearOperator) -> LinearOperator:
+    return operator.factors[0] if isinstance(operator, Composition) else operator
 
 
 class MeasurementNoise:
@@ -24,7 +34,7 @@ class MeasurementNoise:
     """
 
     def __init__(self, operator: LinearOperator, like: Tensor) -> None:
-        outermost = operator.factors[0] if isinstance(operator, Composition) else operator
+        outermost = _outermost(operator)
         mask = outermost.mask if isinstance(outermost, Mask) else None
         self.like = like
         self.mask = None if mask is None else mask.expand(-1, *like.shape[1:])
