@@ -24,7 +24,7 @@ def measurement(batch: int = 2, coils: int = 3, shape: tuple[int, int] = (9, 8),
 
 def test_there_is_no_field_for_a_reference() -> None:
     names = {f.name for f in fields(Measurement)}
-    assert names == {"y", "mask", "coil_maps", "noise_std", "scale", "key", "axes", "parameters"}
+    assert names == {"y", "mask", "coil_maps", "noise_std", "scale", "key", "axes", "parameters", "acquired"}
 
 
 def test_rows_and_collation_are_inverse() -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ambient_mri.data.files import SliceSelection
     from ambient_mri.data.readers import RawScan
 
-__all__ = ["ArrayLike", "of_slices", "read_raw"]
+__all__ = ["ArrayLike", "levels_of_slices", "read_raw"]
 
 ArrayLike: TypeAlias = np.ndarray | Tensor
 
@@ -51,14 +51,14 @@ def read_raw(
             total, scan, slices = len(scan), scan[list(picked)], None
             nothing = f"slices {list(picked)} hold nothing but zeros: there is nothing to reconstruct."
             require(bool(to_numpy(scan).any()), nothing, DataError)
-        mask = None if mask is None else of_slices(mask, picked, "mask", 3, total)
+        mask = None if mask is None else _of_slices(mask, picked, "mask", 3, total)
         raw, mask = replace(from_arrays(scan, mask), slice_indices=picked), None
     elif not isinstance(scan, str | os.PathLike):
         raise DataError(f"a scan is a file or an array; got {type(scan).__name__}. Pass numpy.asarray(...) of it.")
     else:
         raw, slices = read_scan(scan, slices), None
     if mask is not None:
-        again = from_arrays(raw.kspace, of_slices(mask, raw.slice_indices, "mask", 3, total), where=raw.name)
+        again = from_arrays(raw.kspace, _of_slices(mask, raw.slice_indices, "mask", 3, total), where=raw.name)
         axis, notes = again.phase_encode_axis, raw.notes + again.notes
         # Maps that a preparation estimated from more data than the mask leaves would tell what was left out.
         told = raw.estimated_maps and bool((raw.mask & ~again.mask).any())
@@ -66,14 +66,26 @@ def read_raw(
         raw = replace(raw, kspace=again.kspace, mask=again.mask, phase_encode_axis=axis, notes=notes, coil_maps=maps)
     if coil_maps is not None:
         attrs = {name: value for name, value in raw.attrs.items() if name != "maps"}
-        own = of_slices(to_numpy(coil_maps), raw.slice_indices, "coil_maps", 4, total)
+        own = _of_slices(to_numpy(coil_maps), raw.slice_indices, "coil_maps", 4, total)
         raw = replace(raw, coil_maps=_given_maps(own, raw.kspace.shape), attrs=attrs)
     if slices is None:
         return raw
     return _pick(raw, select_slices(slices, len(raw), raw.name))
 
 
-def of_slices(array: np.ndarray, indices: Sequence[int], name: str, ndim: int, total: int | None = None) -> np.ndarray:
+def levels_of_slices(
+    noise_std: float | ArrayLike | None, scan: str | os.PathLike[str] | ArrayLike | RawScan, raw: RawScan
+) -> float | ArrayLike | None:
+    """Noise levels that were given for each slice of ``scan``, of those slices that ``raw`` holds of it."""
+    from ambient_mri.data.readers.numpy_arrays import to_numpy
+
+    if not isinstance(noise_std, np.ndarray | Tensor):
+        return noise_std
+    total = len(scan) if isinstance(scan, np.ndarray | Tensor) else None
+    return _of_slices(to_numpy(noise_std).reshape(-1), raw.slice_indices, "noise_std", 1, total)
+
+
+def _of_slices(array: np.ndarray, indices: Sequence[int], name: str, ndim: int, total: int | None = None) -> np.ndarray:
     """Entries ``indices`` of an array that has one for each slice of the whole volume; another one as it is.
 
     Args:

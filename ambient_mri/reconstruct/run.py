@@ -36,7 +36,7 @@ from ambient_mri.reconstruct.notes import (
     too_little_noise,
     too_much_noise,
 )
-from ambient_mri.reconstruct.read import ArrayLike, read_raw
+from ambient_mri.reconstruct.read import ArrayLike, levels_of_slices, read_raw
 from ambient_mri.reconstruct.result import Reconstruction, ReconstructionWarning
 from ambient_mri.reconstruct.volume import Chunk, Volume
 from ambient_mri.sampling import Sampler, ambient_denoiser, make_sampler
@@ -131,7 +131,8 @@ def reconstruct(
     how, given = _maps_choice(coil_maps)
     raw = read_raw(scan, mask, given, slices)
     raw = replace(raw, coil_maps=None) if how else raw
-    volume = Volume.measure(raw, noise_std, scale)
+    levels = noise_std if slices is None else levels_of_slices(noise_std, scan, raw)
+    volume = Volume.measure(raw, levels, scale)
     if steps == "auto":
         level = float(volume.noise_std[list(volume.held)].median())
         method = with_automatic_steps(method, loaded.model, level)

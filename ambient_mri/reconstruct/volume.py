@@ -18,7 +18,7 @@ from ambient_mri.coil_maps.noise_likelihood import FEWEST_COILS
 from ambient_mri.data.normalize import PERIPHERY, estimate_noise_std, measured_scale, noise_warnings
 from ambient_mri.measurement import Measurement
 from ambient_mri.prior import Prior
-from ambient_mri.reconstruct.read import ArrayLike, of_slices
+from ambient_mri.reconstruct.read import ArrayLike
 from ambient_mri.sampling.calibration import FEW_LINES, EffectiveNoise, effective_noise_std
 from ambient_mri.sampling.joint_maps import JointSettings, calibrationless_coil_maps, joint_coil_maps
 
@@ -172,8 +172,7 @@ class Volume:
         if noise_std is not None:
             require(not isinstance(noise_std, str), f"noise_std must be a number; got {noise_std!r}.")
             array = noise_std.detach().cpu().numpy() if isinstance(noise_std, Tensor) else np.asarray(noise_std)
-            array = of_slices(array.astype(np.float32).reshape(-1), raw.slice_indices, "noise_std", 1)
-            values, source = torch.from_numpy(array), "given"
+            values, source = torch.from_numpy(array.astype(np.float32).reshape(-1)), "given"
             require(
                 len(values) in (1, len(raw)),
                 f"noise_std must be one number, or one for each of the {len(raw)} slices; got {len(values)}.",

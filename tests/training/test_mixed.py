@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from ambient_mri._checks import AmbientMRIError
 from ambient_mri.data.datasets import ImageDataset, ScanDataset, StepSampler
@@ -76,3 +79,27 @@ def test_a_mixed_set_trains(mixed: Path, tmp_path: Path) -> None:
     overrides = ["data=prepared", f"data.root={mixed}", f"run_dir={tmp_path}", "trainer.max_steps=4", *TINY]
     folder = train(compose([*overrides, "trainer.val_check_interval=4"]))
     assert (folder / "weights.safetensors").is_file()
+
+
+def test_padded_and_whole_scans_of_one_size_share_a_batch(tmp_path: Path) -> None:
+    """The law's draw counts inside the extent that each of them covers; nothing else of a scan knows of it."""
+    law, files = RandomLines(2, 4), []
+    for name, extent in (("whole", None), ("padded", ((0, 32), (3, 20)))):
+        scan = make_scan(name, slices=1, law=law)[0]
+        if extent is not None:
+            inside = np.zeros(24, dtype=bool)
+            inside[slice(*extent[1])] = True
+            scan = replace(scan, kspace=scan.kspace * inside, mask=scan.mask & inside, acquired_extent=extent)
+        files.append(tmp_path / f"{name}.h5")
+        write_prepared(files[-1], scan)
+    for in_memory in (True, False):
+        rows = [ScanDataset(files, in_memory=in_memory)[i] for i in range(2)]
+        assert rows[0].acquired is None and rows[1].acquired is not None
+        assert torch.equal(rows[1].acquired, read_prepared(files[1]).measurement().acquired)  # type: ignore[arg-type]
+        m = Measurement.collate(rows)
+        assert m.acquired is not None and m.acquired[:, 0, 0].sum(dim=1).tolist() == [24, 17]
+        kept = m.mask & law.always((32, 24))
+        found = law.probability_sampled(m.mask, kept, torch.full((2,), 0.5), m.acquired)
+        outer = (m.mask & ~law.always((32, 24)))[:, 0, 0].sum(dim=1)
+        assert found[:, 0, 0, 4].tolist() == pytest.approx([float(outer[0]) / 20, float(outer[1]) / 13])
+    assert Measurement.collate([rows[0], rows[0]]).acquired is None
