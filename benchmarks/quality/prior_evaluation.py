@@ -129,8 +129,10 @@ def baseline_methods() -> dict[str, Method]:
     }
 
 
-def adps_weight(prior: Prior, cases: HeldOut, *, name: str, steps: int) -> tuple[Sampler, float]:
-    """``adps`` or ``adps_fixed`` with the l of :data:`ADPS_WEIGHTS` that is best on the tuning subjects, judged with
+def adps_weight(
+    prior: Prior, cases: HeldOut, *, name: str, steps: int, weights: Sequence[float] = ADPS_WEIGHTS
+) -> tuple[Sampler, float]:
+    """``adps`` or ``adps_fixed`` with the l of ``weights`` that is best on the tuning subjects, judged with
     their references: a generous opponent. Also q, the share of outer lines that makes R into R + 1, as in training.
     """
     mask = cases.scored[0][0].mask
@@ -138,7 +140,7 @@ def adps_weight(prior: Prior, cases: HeldOut, *, name: str, steps: int) -> tuple
     outer = max(lines - cases.acs_lines, 1)
     q = min(max((total / (total / lines + 1) - cases.acs_lines) / outer, 0.1), 0.99)
     best: tuple[float, Sampler] | None = None
-    for weight in ADPS_WEIGHTS:
+    for weight in weights:
         sampler = make_sampler(name, steps=steps, likelihood_weight=weight)
         method = _posterior(prior, sampler, 1, keep=(q, q))
         # A weight that is too large makes the iterate diverge: that is a result, and not the best one.
