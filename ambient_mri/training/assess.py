@@ -114,10 +114,10 @@ def assess(
     sums: dict[str, list[float]] = {}
     spectra: list[Tensor] = []
     pictures: list[list[Tensor]] = []
-    chosen = [data[index] for index in evenly_spaced(len(data), settings.slices)]
+    chosen = evenly_spaced(len(data), settings.slices)
     # Of a fully sampled scan among undersampled ones nothing can be left out as a scan of the law leaves it out.
-    for m in [m for m in chosen if int(_candidates(m).sum()) > 1] or chosen:
-        m = m.to(device)
+    for index in [i for i in chosen if int(_candidates(data[i]).sum()) > 1] or chosen:
+        m = data[index].to(device)
         samples = _samples(prior, m, sampler, count, seed)
         found = {"residual": _residual(m, samples), **_predict(prior, m, sampler, settings, seed)}
         if count > 1:

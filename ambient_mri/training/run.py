@@ -133,8 +133,10 @@ def check_same_run(run_dir: Path, cfg: DictConfig, identity: Collection[str] = I
     stored = run_dir / "config.yaml"
     if not stored.is_file():
         return
-    before, now = (_with_whole_paths(OmegaConf.to_container(c, resolve=True)) for c in (OmegaConf.load(stored), cfg))
-    found = [key for key in _differing(before, now) if any(_within(key, part) for part in identity)]
+    before, now = (OmegaConf.to_container(c, resolve=True) for c in (OmegaConf.load(stored), cfg))
+    # Folders may be given otherwise than they were; what was given alike is alike, wherever a run goes on.
+    differing = set(_differing(before, now)) & set(_differing(_with_whole_paths(before), _with_whole_paths(now)))
+    found = [key for key in differing if any(_within(key, part) for part in identity)]
     changed = sorted(k for k in found if k not in _NOT_IDENTITY and k.split(".")[-1] not in _PLACES)
     require(
         not changed,
@@ -257,11 +259,8 @@ class _Exporter:
         """Write the weights that the module holds now, with the error curve on what was held out."""
         model: Any = module.model
         processes = module.trainer.world_size
-        progress: dict[str, Any] = {
-            "steps": step,
-            "images_seen": step * self.batch_size * module.trainer.accumulate_grad_batches,
-        }
-        progress["processes"] = processes
+        images = step * self.batch_size * module.trainer.accumulate_grad_batches
+        progress: dict[str, Any] = {"steps": step, "images_seen": images, "processes": processes}
         name = self.folder.parent.resolve().name
         before = model.error_sigmas, model.error_values
         if isinstance(model, CleanDenoiser) and model.error_head is not None:

@@ -102,6 +102,10 @@ def test_folders_of_a_run_may_be_spelled_otherwise(tmp_path: Path, monkeypatch: 
     write_configuration(cfg, tmp_path / "config.yaml")
     whole = {"data": {"references": str(tmp_path / "runs/a")}, "init": str(tmp_path / "runs" / ".." / "runs/b/prior")}
     check_same_run(tmp_path, OmegaConf.create(whole), (*IDENTITY, "init"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    check_same_run(tmp_path, cfg, (*IDENTITY, "init"))  # the very words, from another folder
+    monkeypatch.chdir(tmp_path)
     for key, value in (("init", "runs/c/prior"), ("data.references", "runs/b")):
         other = OmegaConf.create(whole)
         OmegaConf.update(other, key, value)
