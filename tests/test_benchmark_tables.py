@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ambient_mri.data.phantom import BrainPhantom
 from ambient_mri.data.simulate import Simulation
 from ambient_mri.prior import Prior, build_model
 from ambient_mri.report.records import Row, read_records
-from benchmarks.quality import cases, cost, reconstruct, robustness, shifts, tables
+from benchmarks.quality import cases, cost, prior_evaluation, reconstruct, robustness, shifts, tables
 from benchmarks.quality.ledger import Ledger, provenance, recorded_command
 from tests.data.fastmri_files import header_xml
 
@@ -319,3 +321,22 @@ def test_the_native_table_takes_every_scan_at_its_own_size(tmp_path: Path, monke
 @pytest.mark.parametrize("path", sorted(reconstruct.RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_records_name_no_folder_of_the_machine(path: Path) -> None:
     assert re.findall(r"[\s\"'=]/\w[^\s\"']*", path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("best", prior_evaluation.ADPS_WEIGHTS)
+def test_the_step_of_adps_is_climbed_to_wherever_it_is_best(best: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def quality(prior: Any, sampler: Any, samples: int, keep: tuple[float, float]) -> Any:
+        weight = sampler.likelihood_weight
+        # A step far beyond the best one diverges.
+        value = float("-inf") if weight > 20 * best else -abs(np.log(weight / best))
+        return lambda m: [value]
+
+    monkeypatch.setattr(prior_evaluation, "_posterior", quality)
+    monkeypatch.setattr(prior_evaluation, "_scored", lambda truth, value: value)
+    (mask,) = cases.drawn_masks("random", 4, 1, (64, 64))
+    scored: Any = [(SimpleNamespace(mask=torch.from_numpy(mask)), torch.zeros(1))]
+    held = prior_evaluation.HeldOut(scored=scored, tuning=scored, acs_lines=6)
+    sampler, keep = prior_evaluation.adps_weight(Prior.__new__(Prior), held, name="adps", steps=3)
+    assert vars(sampler)["likelihood_weight"] == best
+    # A further mask of R + 1: 6 calibration lines, and so many of the 10 others that 64 / 5 are left.
+    assert 6 + 10 * keep == pytest.approx(64 / 5)

@@ -26,9 +26,6 @@ from benchmarks.quality.cases import ACS, Case, measure, noise_of, score
 from benchmarks.quality.ledger import Ledger
 from benchmarks.quality.prior_evaluation import ADPS_SAMPLES, ADPS_WEIGHTS, HeldOut, adps_weight, methods_of
 
-# l of A-DPS on scans of 128 x 128: the best one stood at the lower end of those of 64 x 64.
-_WEIGHTS = (0.1, 0.3, *ADPS_WEIGHTS)
-
 
 @dataclass
 class Estimate:
@@ -229,7 +226,7 @@ def _tuned_adps(
     if known is None:
         truths = [(held, torch.from_numpy(c.reference) / held.scale) for c in tuning for held in [measure(c)]]
         cases = HeldOut(scored=[(m, truths[0][1])], tuning=truths, acs_lines=ACS.get(tuning[0].acceleration, 8))
-        sampler, keep = adps_weight(prior, cases, name="adps", steps=steps, weights=_WEIGHTS)
-        known = {"likelihood_weight": vars(sampler)["likelihood_weight"], "keep": keep, "of": list(_WEIGHTS)}
+        sampler, keep = adps_weight(prior, cases, name="adps", steps=steps)
+        known = {"likelihood_weight": vars(sampler)["likelihood_weight"], "keep": keep, "of": list(ADPS_WEIGHTS)}
         book.remember("adps", key, {**known, "tuned_on": [c.name for c in tuning]})
     return make_sampler("adps", steps=steps, likelihood_weight=known["likelihood_weight"]), known["keep"]

@@ -39,8 +39,8 @@ __all__ = [
     "unconditional_samples",
 ]
 
-# l of A-DPS, tuned on subjects that are not scored.
-ADPS_WEIGHTS = (1.0, 3.0, 10.0, 30.0)
+# l of A-DPS, tuned on subjects that are not scored: wide enough that the best is none of the ends.
+ADPS_WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 # A-DPS takes 500 steps with a gradient each: two samples are what a table can afford.
 ADPS_SAMPLES = 2
 # MSM evaluates the network with four masks a step.
@@ -129,27 +129,31 @@ def baseline_methods() -> dict[str, Method]:
     }
 
 
-def adps_weight(
-    prior: Prior, cases: HeldOut, *, name: str, steps: int, weights: Sequence[float] = ADPS_WEIGHTS
-) -> tuple[Sampler, float]:
-    """``adps`` or ``adps_fixed`` with the l of ``weights`` that is best on the tuning subjects, judged with
-    their references: a generous opponent. Also q, the share of outer lines that makes R into R + 1, as in training.
+def adps_weight(prior: Prior, cases: HeldOut, *, name: str, steps: int) -> tuple[Sampler, float]:
+    """``adps`` or ``adps_fixed`` with the l of :data:`ADPS_WEIGHTS` that is best on the tuning subjects, judged with
+    their references: a generous opponent. It is climbed to from 1, in either direction. Also q, the share of outer
+    lines that makes R into R + 1, as in training.
     """
     mask = cases.scored[0][0].mask
     lines, total = int(mask.sum()), mask.numel()
     outer = max(lines - cases.acs_lines, 1)
     q = min(max((total / (total / lines + 1) - cases.acs_lines) / outer, 0.1), 0.99)
-    best: tuple[float, Sampler] | None = None
-    for weight in weights:
-        sampler = make_sampler(name, steps=steps, likelihood_weight=weight)
-        method = _posterior(prior, sampler, 1, keep=(q, q))
+    tried: dict[int, float] = {}
+
+    def value(index: int) -> float:
         # A weight that is too large makes the iterate diverge: that is a result, and not the best one.
-        value = statistics.fmean(_scored(truth, method(m)[0]) for m, truth in cases.tuning)
-        if best is None or value > best[0]:
-            best = (value, sampler)
-    if best is None:
-        raise SystemExit("no weight to choose from")
-    return best[1], q
+        if index not in tried:
+            sampler = make_sampler(name, steps=steps, likelihood_weight=ADPS_WEIGHTS[index])
+            method = _posterior(prior, sampler, 1, keep=(q, q))
+            tried[index] = statistics.fmean(_scored(truth, method(m)[0]) for m, truth in cases.tuning)
+        return tried[index]
+
+    best = ADPS_WEIGHTS.index(1.0)
+    while best > 0 and value(best - 1) >= value(best):
+        best -= 1
+    while best + 1 < len(ADPS_WEIGHTS) and value(best + 1) > value(best):
+        best += 1
+    return make_sampler(name, steps=steps, likelihood_weight=ADPS_WEIGHTS[best]), q
 
 
 def rows_of(

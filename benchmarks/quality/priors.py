@@ -37,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from features import DIMENSION, feature_space
 from ledger import recorded_command
 from prior_evaluation import (
+    ADPS_WEIGHTS,
     SHOWN,
     HeldOut,
     Method,
@@ -124,7 +125,8 @@ class Evaluation(TrainedEvaluation[Budget]):
             "coil_maps": "those of the simulation, the same for every method",
             "images_seen": "of the whole chain, counted in the run folders: of EM its ambient run and every M-step",
             "baselines": "default weights, chosen without references",
-            "adps": "as published; l of 1, 3, 10, 30 by PSNR on other subjects, with references",
+            "adps": f"as published; l ('regularisation') of {', '.join(f'{x:g}' for x in ADPS_WEIGHTS)} by PSNR on "
+            "other subjects, with references",
             "frechet": f"features of benchmarks/quality/features.py, {DIMENSION} numbers; magnitude images",
         }
 
@@ -190,7 +192,10 @@ class Evaluation(TrainedEvaluation[Budget]):
         if published and self.done(**factors, method=f"{run.objective}/adps/sample"):
             return
         cases = self.cases(acceleration, noise_std)
-        adps = {"adps": adps_weight(prior, cases, name="adps", steps=budget.adps_steps)} if published else None
+        adps = None
+        if published:
+            sampler, keep = adps_weight(prior, cases, name="adps", steps=budget.adps_steps)
+            adps, factors = {"adps": (sampler, keep)}, {**factors, "regularisation": vars(sampler)["likelihood_weight"]}
         steps, samples = budget.sampler_steps, budget.samples
         for name, method in methods_of(run.objective, prior, samples=samples, steps=steps, adps=adps).items():
             if self.done(**factors, method=name):
