@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._functorch import config as functorch_config
 
 from ambient_mri import load_prior
 from ambient_mri._checks import AmbientMRIError
 from ambient_mri.networks.compiled import cpp_compiler
 from ambient_mri.prior import Prior, build_model
+from ambient_mri.sampling.guidance import value_and_vjp
 
 NETWORK = {"name": "ComplexMagnitudePreservingUNet", "channels": 4, "multipliers": [1], "fold": 2}
 
@@ -39,6 +42,21 @@ def test_a_compiled_prior_is_the_same_denoiser_with_the_same_weights(folder: Pat
     assert compiled.model.network._compiled_call_impl is not None
     assert compiled.weights_hash() == plain.weights_hash()
     assert load_prior(compiled.save(folder.parent / "again")).weights_hash() == plain.weights_hash()
+
+
+def test_graphs_that_are_differentiated_more_than_once_keep_their_buffers() -> None:
+    # What a compiled backward pass may overwrite is decided while the graph is made; making one takes a minute.
+    seen: list[bool] = []
+
+    def square(x: torch.Tensor) -> torch.Tensor:
+        seen.append(functorch_config.donated_buffer)
+        return x * x
+
+    with functorch_config.patch(donated_buffer=True), torch.no_grad():
+        value, vjp = value_and_vjp(SimpleNamespace(gradients=0), square, torch.tensor([3.0]))  # type: ignore[arg-type]
+        assert functorch_config.donated_buffer
+    assert seen == [False] and value.item() == 9.0
+    assert [vjp(torch.tensor([v])).item() for v in (1.0, 2.0)] == [6.0, 12.0]
 
 
 def test_compiling_without_a_compiler_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._functorch import config as functorch_config
 
 from ambient_mri._checks import AmbientMRIError, require
 from ambient_mri.denoiser import Denoiser
@@ -37,7 +38,8 @@ def value_and_vjp(problem: Problem, function: Callable[[Tensor], Tensor], x: Ten
     Works inside ``torch.no_grad``. The graph lives as long as the returned function, which may be called repeatedly and
     counts its calls in ``problem.gradients``.
     """
-    with torch.enable_grad():
+    # A compiled network would give away what its backward pass needs, and could be differentiated once.
+    with torch.enable_grad(), functorch_config.patch(donated_buffer=False):
         state = x.detach().requires_grad_()
         value = function(state)
 
