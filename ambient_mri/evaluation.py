@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from ambient_mri import metrics
 from ambient_mri._checks import DataError, require
+from ambient_mri._files import write_atomically
 from ambient_mri.data.files import SliceSelection
 from ambient_mri.data.readers import read_reference
 from ambient_mri.data.writers import read_reconstruction
@@ -193,7 +194,10 @@ class Evaluation:
             AmbientMRIError: If there are fewer GPUs than processes.
         """
         names = [prior.name for prior in priors]
-        require(len(set(names)) == len(names), f"priors must have different names; got {', '.join(names)}.")
+        require(
+            len({_identifier(name) for name in names}) == len(names),
+            f"priors must have different names, in lower case and apart from punctuation; got {', '.join(names)}.",
+        )
         methods = [self._method(prior, name) for prior in priors for name in samplers]
         make_all, is_first = _sharing(self.processes, choose_device(self.device))
         with warnings.catch_warnings():
@@ -207,7 +211,7 @@ class Evaluation:
             for method in methods:
                 append_records(path, "evaluation", command, settings, rows=self._rows(volume, reference, method))
         result = read_records(path)
-        path.with_suffix(".md").write_text(_table(result))
+        write_atomically(path.with_suffix(".md"), _table(result).encode())
         return result
 
     def _method(self, prior: Prior, sampler: str) -> _Method:

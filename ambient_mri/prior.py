@@ -10,7 +10,8 @@ Loading runs no pickled code and needs neither Lightning nor Hydra.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from importlib import resources
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ambient_mri._checks import PriorError, check_option, require
+from ambient_mri._checks import AmbientMRIError, PriorError, check_option, require
 from ambient_mri._files import write_atomically
 from ambient_mri.comparators import FeedForward, ProjectedNoiseDenoiser
 from ambient_mri.denoiser import CleanDenoiser, ConditionalDenoiser, Denoiser, ProfileEncoder
@@ -179,6 +180,7 @@ def build_model(architecture: Mapping[str, Any]) -> Denoiser | ConditionalDenois
     return conditional(net, profile=profile, **settings)
 
 
+@torch.inference_mode(False)  # weights made in that mode could not be differentiated through
 def load_prior(source: str | Path | Prior, *, device: torch.device | str = "cpu", compile: bool = False) -> Prior:
     """Load a prior by name (one that ships with the package), or from its folder or that of the run that made it.
 
@@ -195,7 +197,8 @@ def load_prior(source: str | Path | Prior, *, device: torch.device | str = "cpu"
         return source.to(device).compile() if compile else source.to(device)
     folder = _find(source)
     card = _read_card(folder)
-    model = build_model(card["architecture"])
+    with _of_card(folder):
+        model = build_model(card["architecture"]).float()  # whatever the caller's default type is
     _load_weights(model, folder / "weights.safetensors")
     domain = getattr(model, "noise_domain", "image")
     require(
@@ -206,7 +209,9 @@ def load_prior(source: str | Path | Prior, *, device: torch.device | str = "cpu"
     )
     curve = card.get("error_curve")
     if curve:
-        model.set_error_curve(torch.tensor(curve["sigma"]), torch.tensor(curve["error"]))
+        with _of_card(folder):
+            values = (torch.tensor(curve[name], dtype=torch.float32) for name in ("sigma", "error"))
+            model.set_error_curve(*values)
     reserved = ("format_version", "name", "kind", "architecture", "error_curve", "noise_domain")
     metadata = {k: v for k, v in card.items() if k not in reserved}
     model.eval().requires_grad_(False).to(device)
@@ -251,12 +256,33 @@ def _read_card(folder: Path) -> dict[str, Any]:
     missing = [k for k in ("format_version", "kind", "architecture") if k not in card]
     require(not missing, f"{folder / 'prior.json'} lacks {', '.join(missing)}. Export the prior again.", PriorError)
     require(
+        isinstance(card["format_version"], int),
+        f"{folder / 'prior.json'}: format_version must be a number; got {card['format_version']!r}. Export the prior "
+        "again.",
+        PriorError,
+    )
+    require(
         card["format_version"] <= FORMAT_VERSION,
         f"{folder} has format {card['format_version']}, newer than this version reads ({FORMAT_VERSION}). "
         "Update ambient-mri.",
         PriorError,
     )
     return card
+
+
+@contextmanager
+def _of_card(folder: Path) -> Iterator[None]:
+    """What a damaged card, or one with settings of a later version, makes fail is an error of that card."""
+    try:
+        yield
+    except AmbientMRIError:
+        raise
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        told = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise PriorError(
+            f"{folder / 'prior.json'} does not describe a prior of this version: {told}. Update ambient-mri, or export "
+            "the prior again."
+        ) from error
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:

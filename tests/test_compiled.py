@@ -45,18 +45,22 @@ def test_a_compiled_prior_is_the_same_denoiser_with_the_same_weights(folder: Pat
 
 
 def test_graphs_that_are_differentiated_more_than_once_keep_their_buffers() -> None:
-    # What a compiled backward pass may overwrite is decided while the graph is made; making one takes a minute.
-    seen: list[bool] = []
+    # Torch decides what a compiled backward pass may overwrite while it makes the graph, and looks again while it goes
+    # back; compiling one here would take minutes.
+    seen: list[tuple[str, bool]] = []
 
     def square(x: torch.Tensor) -> torch.Tensor:
-        seen.append(functorch_config.donated_buffer)
-        return x * x
+        seen.append(("forward", functorch_config.donated_buffer))
+        value = x * x
+        value.register_hook(lambda _: seen.append(("backward", functorch_config.donated_buffer)))
+        return value
 
     with functorch_config.patch(donated_buffer=True), torch.no_grad():
         value, vjp = value_and_vjp(SimpleNamespace(gradients=0), square, torch.tensor([3.0]))  # type: ignore[arg-type]
         assert functorch_config.donated_buffer
-    assert seen == [False] and value.item() == 9.0
-    assert [vjp(torch.tensor([v])).item() for v in (1.0, 2.0)] == [6.0, 12.0]
+        assert [vjp(torch.tensor([v])).item() for v in (1.0, 2.0)] == [6.0, 12.0]
+        assert functorch_config.donated_buffer
+    assert value.item() == 9.0 and seen == [("forward", False), ("backward", False), ("backward", False)]
 
 
 def test_compiling_without_a_compiler_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ambient_mri._checks import AmbientMRIError, DataError, require
-from ambient_mri.cli.files import check_writable, load_array, unused
+from ambient_mri.cli.files import check_writable, load_array, refuse, unused
 from ambient_mri.cli.terminal import log_to_stderr, show_facts
 
 if TYPE_CHECKING:
@@ -45,8 +45,13 @@ def demo(options: argparse.Namespace) -> int:
     from ambient_mri.demo import run_demo
 
     log_to_stderr(logging.DEBUG if options.debug else logging.INFO)
-    prior = None if options.train else options.prior
-    run_demo(options.out, prior=prior, seed=options.seed, minutes=options.minutes, fresh=options.fresh)
+    if options.train:
+        refuse(options, "prior", because="--train trains the prior; leave one of them out.")
+    else:
+        refuse(options, "minutes", "fresh", because="of training; give --train, too.")
+    prior = None if options.train else options.prior or "brain128"
+    minutes = 3.0 if options.minutes is None else options.minutes
+    run_demo(options.out, prior=prior, seed=options.seed, minutes=minutes, fresh=options.fresh)
     return 0
 
 

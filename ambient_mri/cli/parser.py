@@ -73,10 +73,10 @@ def _demo_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--out", type=Path, default=Path("ambient_mri_demo"), metavar="FOLDER", help="default: %(default)s")
     add("--seed", type=int, default=0, help="of everything that is drawn (default: %(default)s)")
-    add("--prior", default="brain128", metavar="P", help="shipped name or prior folder (default: %(default)s)")
+    add("--prior", metavar="P", help="shipped name or prior folder (default: brain128)")
     add("--train", action="store_true", help="train a small prior on simulated scans of phantoms first, and use it")
-    add("--minutes", type=float, default=3.0, metavar="M", help="of training on two quiet cores (default: %(default)s)")
-    add("--fresh", action="store_true", help="train again, even where a trained prior is there")
+    add("--minutes", type=float, metavar="M", help="of --train, on two quiet cores (default: 3)")
+    add("--fresh", action="store_true", help="--train again, even where a trained prior is there")
 
 
 def _reconstruct_arguments(command: argparse.ArgumentParser) -> None:
@@ -110,12 +110,12 @@ def _sample_arguments(command: argparse.ArgumentParser) -> None:
     )
     choices = "heun for clean priors; fixed_mask and guidance, as published, for ambient networks"
     add("--sampler", default="heun", choices=sample.METHODS, help=f"{choices} (default: %(default)s)")
-    add("--guides", type=int, default=4, metavar="N", help="of guidance: masks to agree with (default: %(default)s)")
-    add("--guidance", type=float, default=5e-4, metavar="X", help="of guidance: its weight (default: %(default)s)")
+    add("--guides", type=int, metavar="N", help="of guidance: masks to agree with (default: 4)")
+    add("--guidance", type=float, metavar="X", help="of guidance: its weight (default: 0.0005)")
     add("--count", type=int, default=16, metavar="N", help="images (default: %(default)s)")
-    add("--shape", type=int, nargs=2, metavar=("H", "W"), help="of an image; the prior's own by default")
+    add("--shape", type=int, nargs=2, metavar=("H", "W"), help="of heun: of an image; the prior's own by default")
     add("--steps", type=int, default=40, metavar="N", help="noise levels (default: %(default)s)")
-    add("--churn", type=float, default=0.0, metavar="X", help="fresh noise on the way (default: %(default)s)")
+    add("--churn", type=float, metavar="X", help="of heun: fresh noise on the way (default: 0)")
     add("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: %(default)s)")
     add("--out", type=Path, default=Path("samples.png"), metavar="FILE.png", help="default: %(default)s")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ambient_mri._checks import require
-from ambient_mri.cli.files import kspace_files
+from ambient_mri.cli.files import kspace_files, refuse
 from ambient_mri.cli.terminal import show_facts
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def add_arguments(command: argparse.ArgumentParser, slice_range: Callable[[str],
     add("--out", type=Path, required=True, metavar="FOLDER", help="one file a volume; made if missing")
     add("--acceleration", type=float, metavar="R", help="undersample fully sampled volumes; they stay whole without it")
     add("--acs-lines", type=int, metavar="N", help="of the other laws (default: 12)")
-    add("--law", default="random_lines", choices=LAWS, help="of the undersampling (default: %(default)s)")
+    add("--law", choices=LAWS, help="of the undersampling (default: random_lines)")
     add("--center-fraction", type=float, metavar="F", help="of the fastmri_ laws (default: 0.32 / R)")
     add("--by-name", action="store_true", help="fastmri_ laws: seed each mask by its file name, as fastMRI does")
     add("--kind", default="multicoil", choices=("multicoil", "singlecoil"), help="of a fastMRI root")
@@ -53,10 +53,10 @@ def add_arguments(command: argparse.ArgumentParser, slice_range: Callable[[str],
     add(
         "--coils", type=float, metavar="N", help="compress to N virtual coils, or, below 1, to that share of the energy"
     )
-    add("--compression", default="svd", choices=("svd", "geometric"), help="of --coils (default: %(default)s)")
+    add("--compression", choices=("svd", "geometric"), help="of --coils (default: svd)")
     add("--crop-readout", action="store_true", help="remove readout oversampling")
     add("--slices", type=slice_range, metavar="A:B", help="slices A to B - 1 of every volume (all by default)")
-    add("--seed", type=int, default=0, help="of the masks (default: %(default)s)")
+    add("--seed", type=int, help="of the masks (default: 0)")
     add("--workers", type=int, default=1, metavar="N", help="processes; 0: one a core (default: %(default)s)")
 
 
@@ -85,21 +85,20 @@ def run(options: argparse.Namespace) -> int:
 def make_law(options: argparse.Namespace) -> SamplingLaw | None:
     """The sampling law that the options name; None without an acceleration."""
     if options.acceleration is None:
-        unused = options.center_fraction is not None or options.by_name
-        require(not unused, "--center-fraction and --by-name need --acceleration R and a --law fastmri_...")
-        require(options.acs_lines is None, "--acs-lines needs --acceleration R: without it nothing is undersampled.")
+        unused = ("law", "acs_lines", "center_fraction", "by_name", "seed")
+        refuse(options, *unused, because="nothing is undersampled without --acceleration R.")
         return None
-    if options.law in _CLASSES:
+    name = options.law or "random_lines"
+    if name in _CLASSES:
         from ambient_mri import masks
 
-        unused = options.center_fraction is not None or options.by_name
-        require(not unused, f"--center-fraction and --by-name are of the fastmri_ laws, not of --law {options.law}.")
+        refuse(options, "center_fraction", "by_name", because=f"of the fastmri_ laws, not of --law {name}.")
         lines = _ACS_LINES if options.acs_lines is None else options.acs_lines
-        return getattr(masks, _CLASSES[options.law])(options.acceleration, lines)
-    require(options.acs_lines is None, f"--law {options.law} has --center-fraction F in the place of --acs-lines.")
+        return getattr(masks, _CLASSES[name])(options.acceleration, lines)
+    refuse(options, "acs_lines", because=f"--law {name} has --center-fraction F in its place.")
     from ambient_mri.data.fastmri_masks import FastMRIMask
 
-    kind = options.law.removeprefix("fastmri_")
+    kind = name.removeprefix("fastmri_")
     return FastMRIMask(kind, options.acceleration, options.center_fraction, options.by_name)
 
 
@@ -109,15 +108,17 @@ def _settings(options: argparse.Namespace) -> Preparation:
     chosen: slice | None = options.slices
     whole = chosen is None or (chosen.start is not None and chosen.stop is not None)
     require(whole, "prepare needs both ends of --slices, such as 10:25.")
+    if options.coils is None:
+        refuse(options, "compression", because="coils are compressed with --coils N.")
     return Preparation(
-        seed=options.seed,
+        seed=options.seed or 0,
         maps_backend=options.maps,
         noise_std=options.noise_std,
         slices=None if chosen is None else (chosen.start, chosen.stop),
         whiten=options.whiten,
         crop_readout=options.crop_readout,
         coils=options.coils,
-        compression=options.compression,
+        compression=options.compression or "svd",
     )
 
 

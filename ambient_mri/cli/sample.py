@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ambient_mri._checks import AmbientMRIError, PriorError, require
 from ambient_mri.cli.commands import check_device
-from ambient_mri.cli.files import check_writable
+from ambient_mri.cli.files import check_writable, refuse
 from ambient_mri.cli.terminal import show_facts
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def _heun(
     from ambient_mri.sampling import Heun
     from ambient_mri.sampling.full_view import whole_image_model
 
-    sampler = Heun(options.steps, churn=options.churn)
+    refuse(options, "guides", "guidance", because="of --sampler guidance, for ambient networks.")
+    sampler = Heun(options.steps, churn=options.churn or 0.0)
     known = options.shape or prior.metadata.get("image_shape")
     if not known:
         raise AmbientMRIError(f"the prior {prior.name} does not say what size its images have. Give --shape H W.")
@@ -99,9 +100,13 @@ def _published(
             f"--sampler {options.sampler} is for ambient networks; {prior.name} is a {prior.kind} prior. Leave out "
             "--sampler."
         )
-    guides = options.guides if options.sampler == "guidance" else 0
-    require(options.sampler != "guidance" or guides >= 1, f"--guides must be at least 1; got {options.guides}.")
-    sampler = AmbientGeneration(options.steps, guides=guides, guidance=options.guidance)
+    refuse(options, "shape", "churn", because="of --sampler heun; these samplers take the size from the training data.")
+    if options.sampler != "guidance":
+        refuse(options, "guides", "guidance", because="of --sampler guidance.")
+    guides = (4 if options.guides is None else options.guides) if options.sampler == "guidance" else 0
+    require(options.sampler != "guidance" or guides >= 1, f"--guides must be at least 1; got {guides}.")
+    guidance = 5e-4 if options.guidance is None else options.guidance
+    sampler = AmbientGeneration(options.steps, guides=guides, guidance=guidance)
     given = Path(options.prior).expanduser()
     inside = not (given / "config.yaml").is_file() and (given.parent / "config.yaml").is_file()
     corruption, measured = measurements_of_run(given.parent if inside else given, options.count)

@@ -13,6 +13,7 @@ Reference: Song et al. 2021, arXiv:2010.02502 (DDIM), equations 12 and 16, for v
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
 import torch
@@ -38,17 +39,31 @@ def value_and_vjp(problem: Problem, function: Callable[[Tensor], Tensor], x: Ten
     Works inside ``torch.no_grad``. The graph lives as long as the returned function, which may be called repeatedly and
     counts its calls in ``problem.gradients``.
     """
-    # A compiled network would give away what its backward pass needs, and could be differentiated once.
-    with torch.enable_grad(), functorch_config.patch(donated_buffer=False):
+    require(
+        not torch.is_inference_mode_enabled(),
+        "this sampler differentiates the denoiser, which torch.inference_mode() forbids. Leave that mode: samplers "
+        "keep no gradients but those they need.",
+    )
+    with torch.enable_grad(), _kept_graph():
         state = x.detach().requires_grad_()
         value = function(state)
 
     def vjp(v: Tensor) -> Tensor:
         problem.gradients += 1
-        (product,) = torch.autograd.grad(value, state, v, retain_graph=True)
+        with _kept_graph():
+            (product,) = torch.autograd.grad(value, state, v, retain_graph=True)
         return product
 
     return value.detach(), vjp
+
+
+def _kept_graph() -> AbstractContextManager[None]:
+    """Where compiled networks keep what their backward pass needs, so that it can be run again.
+
+    Torch looks when it makes the graph, and when it goes back through it.
+    """
+    patch: AbstractContextManager[None] = functorch_config.patch(donated_buffer=False)
+    return patch
 
 
 def row_norm(x: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ from ambient_mri.measurement import Measurement
 from ambient_mri.operators import sense
 from ambient_mri.reconstruct.read import read_raw
 from ambient_mri.reconstruct.volume import Volume
+from ambient_mri.report.records import DEFINITIONS
 from ambient_mri.tensors import keyed_generator
 
 SCANS = ("brain_t1_4ch", "brain_t1_8ch", "phantom_4ch")
@@ -44,6 +45,8 @@ LAWS: dict[str, type[SamplingLaw]] = {"random": RandomLines, "equispaced": Equis
 # Calibration lines at 128 columns.
 ACS = {2: 20, 4: 12, 6: 10, 8: 8}
 PUBLISHED = "masks_128"
+# What the standard definitions do not say of `score`.
+FITTED = {m: f"{DEFINITIONS[m]} After one least-squares factor." for m in ("psnr", "ssim", "nrmse")}
 OBJECT = 0.05  # of the reference's maximum
 DILATION = 2  # pixels
 SUPPORT = f"reference above {OBJECT:.0%} of its maximum, dilated by {DILATION} pixels, holes filled"
@@ -62,6 +65,7 @@ class Case:
         reference: (H, W) magnitude.
         law: What the mask was drawn from, one of :data:`LAWS`.
         masks: ``"masks_128"`` for the masks of that file, ``"drawn"`` for others.
+        reference_noise_std: Noise of the reference, per real part, where it is not that of ``kspace``.
     """
 
     name: str
@@ -72,6 +76,7 @@ class Case:
     reference: np.ndarray
     law: str = "random"
     masks: str = PUBLISHED
+    reference_noise_std: float | None = None
 
     @property
     def undersampled(self) -> np.ndarray:

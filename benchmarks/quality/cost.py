@@ -51,7 +51,7 @@ from ambient_mri.report.records import BASELINES, ResultFile, Row, read_records 
 from ambient_mri.report.tables import format_value  # noqa: E402
 from ambient_mri.sampling import make_sampler  # noqa: E402
 from benchmarks.quality import methods  # noqa: E402
-from benchmarks.quality.cases import Case, drawn_masks, measure, phantom_scans, real_cases, score  # noqa: E402
+from benchmarks.quality.cases import FITTED, Case, drawn_masks, measure, phantom_scans, real_cases, score  # noqa: E402
 from benchmarks.quality.ledger import Ledger, provenance, recorded_command  # noqa: E402
 from benchmarks.quality.tables import markdown_lines  # noqa: E402
 
@@ -334,7 +334,9 @@ def open_ledger(options: argparse.Namespace, arguments: Iterable[str]) -> Ledger
         "threads": torch.get_num_threads(),
     }
     command = recorded_command("benchmarks/quality/cost.py", list(arguments))
-    return Ledger(options.out / f"{options.name}.json", command, settings, {"priors": priors}, DEFINITIONS)
+    return Ledger(
+        options.out / f"{options.name}.json", command, settings, {"priors": priors}, {**FITTED, **DEFINITIONS}
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -28,8 +28,9 @@ from ambient_mri.reconstruct import ReconstructionWarning, reconstruct  # noqa: 
 from ambient_mri.report.records import ResultFile, Row, read_records  # noqa: E402
 from ambient_mri.report.tables import markdown_table  # noqa: E402
 from ambient_mri.sampling import make_sampler  # noqa: E402
-from benchmarks.quality.cases import Case, score, simulated_cases  # noqa: E402
+from benchmarks.quality.cases import FITTED, Case, score, simulated_cases  # noqa: E402
 from benchmarks.quality.ledger import Ledger, provenance, recorded_command  # noqa: E402
+from benchmarks.quality.methods import reference_noise  # noqa: E402
 from benchmarks.quality.reconstruct import RESULTS  # noqa: E402
 from benchmarks.quality.selection import cases as validation_cases  # noqa: E402
 
@@ -47,7 +48,7 @@ def rows_of(case: Case, prior: Prior, sampler: str, steps: int, error: str, samp
     seconds = time.perf_counter() - start
     mean = np.abs(found.mean[0])
     drawn = metrics.fit_scale(mean, case.reference) * np.abs(found.samples[0])
-    ratio = metrics.variance_ratio(drawn, case.reference, 0.0, support=case.support)
+    ratio = metrics.variance_ratio(drawn, case.reference, reference_noise(case), support=case.support)
     values = {**score(case, mean), "variance_ratio": ratio}
     factors: Row = {**case.factors, "law": case.law, "steps": steps, "error": error}
     shared = {**factors, "method": f"{prior.name}/{sampler}/mean{samples}", "seconds": seconds, "n": 1, "ci95": None}
@@ -86,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = {"samples": options.samples, "data": "validation subjects" if root else "phantoms"}
     command = recorded_command("benchmarks/quality/local_error.py", sys.argv[1:] if arguments is None else arguments)
     named = {"priors": {prior.name: provenance(prior)}}
-    book = Ledger(options.out / "local_error.json", command, settings, named)
+    book = Ledger(options.out / "local_error.json", command, settings, named, FITTED)
     for case in (case for case in cases if case.mask_index % options.every == 0):
         for sampler, numbers in RUNS:
             for steps in options.num_steps or numbers:

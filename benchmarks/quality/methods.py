@@ -189,7 +189,10 @@ def honesty(case: Case, rec: Reconstruction) -> dict[str, float | None]:
 def reference_noise(case: Case) -> float:
     """Noise of the reference that the reconstruction does not share: it knows the noise of the sampled 1 / R."""
     unshared = 1 - np.broadcast_to(case.mask, case.reference.shape).mean()
-    return noise_of(case.kspace, np.ones(case.kspace.shape[-1], dtype=bool)) * float(np.sqrt(unshared))
+    level = case.reference_noise_std
+    if level is None:
+        level = noise_of(case.kspace, np.ones(case.kspace.shape[-1], dtype=bool))
+    return level * float(np.sqrt(unshared))
 
 
 def adps_unit(

@@ -39,6 +39,7 @@ from ambient_mri.report.plots import reconstruction_figure  # noqa: E402
 from ambient_mri.report.records import ResultFile, read_records  # noqa: E402
 from benchmarks.quality import methods  # noqa: E402
 from benchmarks.quality.cases import (  # noqa: E402
+    FITTED,
     LAWS,
     SCANS,
     SUPPORT,
@@ -235,7 +236,7 @@ def open_ledger(options: argparse.Namespace, arguments: Sequence[str]) -> Ledger
     priors |= {"ambient": options.ambient} if options.ambient else {}
     named = {"priors": {name: provenance(prior) for name, prior in priors.items()}}
     command = recorded_command("benchmarks/quality/reconstruct.py", arguments)
-    return Ledger(options.out / f"{options.name}.json", command, settings, named)
+    return Ledger(options.out / f"{options.name}.json", command, settings, named, FITTED)
 
 
 def write_tables(path: Path, figures: Path, table: Callable[[ResultFile], str]) -> str:

@@ -39,7 +39,7 @@ from ambient_mri.report.plots import curve_figure  # noqa: E402
 from ambient_mri.report.records import ResultFile, Row, read_records  # noqa: E402
 from ambient_mri.report.tables import format_value  # noqa: E402
 from ambient_mri.uncertainty import CALIBRATION_LEVEL, recalibrate  # noqa: E402
-from benchmarks.quality.cases import SUPPORT, Case, measure, noise_of, score  # noqa: E402
+from benchmarks.quality.cases import FITTED, SUPPORT, Case, measure, noise_of, score  # noqa: E402
 from benchmarks.quality.ledger import Ledger, provenance, recorded_command  # noqa: E402
 from benchmarks.quality.methods import best_of_grid, ours, reference_noise, zero_filled  # noqa: E402
 from benchmarks.quality.shifts import SHIFTS, Condition, conditions  # noqa: E402
@@ -50,7 +50,7 @@ BASELINE = "l1_wavelet"
 DEFINITIONS = {
     "coverage90": "Coverage: share of pixels inside with |mean - reference| <= t sqrt((1 + 1/K) std^2 + n^2), the 90 % "
     "interval of Student's t with K - 1 degrees of freedom, n the unshared noise of the reference.",
-    "nrmse": "NRMSE: ||x - reference|| / ||reference||, inside the object where std stands beside it.",
+    "nrmse": f"{FITTED['nrmse']} Inside the object where std stands beside it.",
 }
 
 
@@ -207,7 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     command = recorded_command("benchmarks/quality/robustness.py", sys.argv[1:] if arguments is None else arguments)
     named = {"priors": {options.label: provenance(prior)}}
-    book = Ledger(options.out / f"{options.name}.json", command, settings, named, DEFINITIONS)
+    book = Ledger(options.out / f"{options.name}.json", command, settings, named, {**FITTED, **DEFINITIONS})
     method = f"{options.label}/split_gibbs/mean{options.samples}"
     for condition in conditions(root, options.accelerations, options.shifts, options.limit):
         if book.has(method, **condition.factors):

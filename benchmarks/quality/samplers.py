@@ -41,12 +41,13 @@ from ambient_mri.metrics import MINIMUM_COVERAGE_SAMPLES  # noqa: E402
 from ambient_mri.prior import Prior, load_prior  # noqa: E402
 from ambient_mri.reconstruct import Reconstruction, ReconstructionWarning, reconstruct  # noqa: E402
 from ambient_mri.report.cost import COSTS, cost_figure  # noqa: E402
-from ambient_mri.report.records import Row, append_records, read_records  # noqa: E402
+from ambient_mri.report.records import Row, read_records  # noqa: E402
 from ambient_mri.report.tables import markdown_table  # noqa: E402
 from ambient_mri.sampling import make_sampler  # noqa: E402
 from ambient_mri.tensors import keyed_generator  # noqa: E402
-from benchmarks.quality.cases import ACS, LAWS, OBJECT, noise_of  # noqa: E402
-from benchmarks.quality.ledger import recorded_command  # noqa: E402
+from benchmarks.quality.cases import ACS, FITTED, LAWS, OBJECT, noise_of  # noqa: E402
+from benchmarks.quality.ledger import Ledger, recorded_command  # noqa: E402
+from benchmarks.quality.methods import reference_noise  # noqa: E402
 from benchmarks.quality.reconstruct import SCANS, Case, score, simulated_cases  # noqa: E402
 from benchmarks.quality.reconstruct import coil_combined as coil_combined_image  # noqa: E402
 
@@ -139,16 +140,20 @@ def run(
     return found, time.perf_counter() - start
 
 
-def scores(case: Case, found: Reconstruction, noise_std: float) -> dict[str, float | None]:
+def scores(case: Case, found: Reconstruction, reference_noise_std: float) -> dict[str, float | None]:
     """Metrics of the mean, and of the samples."""
     image, samples = found.magnitude[0], np.abs(found.crop(found.samples))[0]
     factor = metrics.fit_scale(image, case.reference)
     inside = case.reference > OBJECT * case.reference.max()
     honest: dict[str, float | None] = {"chi2_residual": float(found.residual[0])}
     if len(samples) > 1:
-        honest["variance_ratio"] = metrics.variance_ratio(factor * samples, case.reference, noise_std, support=inside)
+        honest["variance_ratio"] = metrics.variance_ratio(
+            factor * samples, case.reference, reference_noise_std, support=inside
+        )
     if len(samples) >= MINIMUM_COVERAGE_SAMPLES:
-        honest["coverage90"] = metrics.coverage(factor * samples, case.reference, 0.9, noise_std, support=inside)
+        honest["coverage90"] = metrics.coverage(
+            factor * samples, case.reference, 0.9, reference_noise_std, support=inside
+        )
     values = {**score(case, image), **honest}
     return {name: value if value is not None and np.isfinite(value) else None for name, value in values.items()}
 
@@ -188,7 +193,7 @@ def rows_of(case: Case, law: str, prior: Prior, options: argparse.Namespace, pre
         shared = {**factors, **cost, "n": 1, "ci95": None}
         named = f"R={case.acceleration} {law} {sampler} {steps} x{noise_factor}, {planned.samples} samples"
         sys.stderr.write(f"{case.name} {named}: {seconds:.1f} s, {cost['processor_seconds']:.1f} s of processors\n")
-        yield [{**shared, "metric": m, "value": v} for m, v in scores(case, found, estimated).items()]
+        yield [{**shared, "metric": m, "value": v} for m, v in scores(case, found, reference_noise(case)).items()]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -253,12 +258,12 @@ def main(arguments: list[str] | None = None) -> None:
         **({"networks": "compiled"} if options.compile else {}),
     }
     path = options.out / f"{options.name}.json"
+    book = Ledger(path, command, settings, definitions=FITTED)
     for scan in scans(root, options.scans):
         for law in options.masks:
             for acceleration in options.accelerations:
-                present = list(read_records(path).rows) if path.is_file() else []
-                for rows in rows_of(scan.case(law, acceleration), law, prior, options, present):
-                    append_records(path, "samplers", command, settings, rows=rows)
+                for rows in rows_of(scan.case(law, acceleration), law, prior, options, list(book.rows)):
+                    book.add(rows)
     figures = options.out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     sys.stdout.write(write_table(path, figures))

@@ -27,7 +27,7 @@ from ambient_mri.report.records import ResultFile, read_records  # noqa: E402
 from ambient_mri.report.tables import markdown_table  # noqa: E402
 from ambient_mri.train import compose  # noqa: E402
 from benchmarks.quality import methods  # noqa: E402
-from benchmarks.quality.cases import Case, drawn_masks, simulated  # noqa: E402
+from benchmarks.quality.cases import FITTED, Case, drawn_masks, simulated  # noqa: E402
 from benchmarks.quality.ledger import Ledger, provenance, recorded_command  # noqa: E402
 from benchmarks.quality.reconstruct import RESULTS, all_rows_of, missing_units  # noqa: E402
 
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings |= {"networks": "compiled"} if options.compile else {}
     named = {"priors": {name: provenance(prior) for name, prior in priors.items()}}
     command = recorded_command("benchmarks/quality/selection.py", sys.argv[1:] if arguments is None else arguments)
-    book = Ledger(options.out / "selection.json", command, settings, named)
+    book = Ledger(options.out / "selection.json", command, settings, named, FITTED)
     units = [methods.samples_unit(name, prior, options.samples, options.steps) for name, prior in priors.items()]
     index, count = (int(n) for n in options.part.split("/"))
     for contrast, case in list(cases(Path(os.environ["AMBIENT_MRI_DATA"])))[index::count]:

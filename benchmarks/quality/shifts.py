@@ -163,7 +163,8 @@ def noisier(case: Case, noise_std: float, times: float) -> Case:
         return case
     level = noise_std * float(np.sqrt(times**2 - 1))
     noise = complex_randn(case.kspace.shape, generator=keyed_generator("robustness noise", case.name, f"{times:g}"))
-    return replace(case, kspace=case.kspace + level * noise.numpy().astype(np.complex64))
+    noisy = case.kspace + level * noise.numpy().astype(np.complex64)
+    return replace(case, kspace=noisy, reference_noise_std=noise_std)
 
 
 def compressed(case: Case, coils: int) -> Case:

@@ -39,7 +39,7 @@ from ambient_mri.report.records import Row, append_records, read_records  # noqa
 from ambient_mri.report.tables import markdown_table  # noqa: E402
 from ambient_mri.sampling import Sampler, ambient_denoiser, make_sampler  # noqa: E402
 from ambient_mri.tensors import keyed_generator  # noqa: E402
-from benchmarks.quality.cases import Case, measure, real_cases, score, simulated_cases, tuning_cases  # noqa: E402
+from benchmarks.quality.cases import FITTED, Case, measure, real_cases, score, simulated_cases, tuning_cases  # noqa: E402
 from benchmarks.quality.ledger import recorded_command  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     for case in chosen_cases(root, options):
         held = [] if old is None else [r for r in old.rows if all(r[k] == v for k, v in case.factors.items())]
         for rows in rows_of(case, chosen["weight"], priors, held, options):
-            append_records(path, "speed_adps", command, settings, definitions=DEFINITIONS, rows=rows)
+            append_records(path, "speed_adps", command, settings, definitions={**FITTED, **DEFINITIONS}, rows=rows)
     result = read_records(path)
     table = markdown_table(
         [{k: v for k, v in row.items() if k != "mask"} for row in result.rows],
