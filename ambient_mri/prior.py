@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ambient_mri._checks import AmbientMRIError, PriorError, check_option, require
+from ambient_mri._checks import PriorError, check_option, require
 from ambient_mri._files import write_atomically
 from ambient_mri.comparators import FeedForward, ProjectedNoiseDenoiser
 from ambient_mri.denoiser import CleanDenoiser, ConditionalDenoiser, Denoiser, ProfileEncoder
@@ -197,8 +197,8 @@ def load_prior(source: str | Path | Prior, *, device: torch.device | str = "cpu"
         return source.to(device).compile() if compile else source.to(device)
     folder = _find(source)
     card = _read_card(folder)
-    with _of_card(folder):
-        model = build_model(card["architecture"]).float()  # whatever the caller's default type is
+    with _of_card(folder), _float32():
+        model = build_model(card["architecture"])
     _load_weights(model, folder / "weights.safetensors")
     domain = getattr(model, "noise_domain", "image")
     require(
@@ -271,11 +271,22 @@ def _read_card(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
+def _float32() -> Iterator[None]:
+    """Models are built in float32, whatever the caller's default type is."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
 def _of_card(folder: Path) -> Iterator[None]:
     """What a damaged card, or one with settings of a later version, makes fail is an error of that card."""
     try:
         yield
-    except AmbientMRIError:
+    except PriorError:
         raise
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         told = f"it lacks {error}" if isinstance(error, KeyError) else str(error)

@@ -76,6 +76,15 @@ def priors_tables(_: ResultFile) -> str:
     return found.partition("\n### ")[0]
 
 
+def matrix_tables(_: ResultFile) -> str:
+    """Training R x inference R."""
+    sys.path.insert(0, str(ROOT / "benchmarks" / "quality"))
+    from priors_report import tables
+
+    found = tables(RESULTS / "priors.json").partition("### Training R x inference R, noise_std 0.01\n")[2]
+    return found.partition("\n### ")[0]
+
+
 def networks_tables(_: ResultFile) -> str:
     """Networks at equal arithmetic."""
     sys.path.insert(0, str(ROOT / "benchmarks" / "quality"))
@@ -96,10 +105,11 @@ BLOCKS: dict[str, tuple[str, Callable[[ResultFile], str], tuple[str, ...]]] = {
     "cost": ("cost.json", cost_tables, ("benchmarks/README.md",)),
     "images": ("images.json", images_tables, ("benchmarks/README.md",)),
     "priors": ("priors.json", priors_tables, ("benchmarks/README.md",)),
+    "matrix": ("priors.json", matrix_tables, ("benchmarks/README.md",)),
     "networks": ("networks.json", networks_tables, ("benchmarks/README.md",)),
 }
 # Written where a page has room for them.
-OPTIONAL = ("full", "native", "selection", "robustness", "cost", "images", "priors", "networks")
+OPTIONAL = ("full", "native", "selection", "robustness", "cost", "images", "priors", "matrix", "networks")
 
 
 def rendered(text: str, name: str, content: str) -> str:

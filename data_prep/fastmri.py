@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"{__doc__}\nusage: python data_prep/fastmri.py ROOT OUT [options]\n")
         return ambient_mri(["prepare", "--help"]) if {"-h", "--help"} & set(arguments) else 2
     root, out, *options = arguments
-    return ambient_mri(["prepare", root, "--out", out, *DEFAULTS, *options])
+    undersamples = any(option.split("=")[0] == "--acceleration" for option in options)
+    return ambient_mri(["prepare", root, "--out", out, *(DEFAULTS if undersamples else ()), *options])
 
 
 if __name__ == "__main__":

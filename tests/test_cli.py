@@ -133,16 +133,30 @@ def test_the_command_line_imports_no_torch_by_itself(name: str) -> None:
         (["prepare", "{empty}", "--out", "{empty}"], "no k-space file"),
         (["prepare", "{full}", "--out", "{empty}", "--acceleration", "0.5"], "acceleration must be at least 1"),
         (["prepare", "{full}", "--out", "{empty}", "--slices", "1:"], "needs both ends of --slices"),
-        (["prepare", "{full}", "--out", "{empty}", "--acs-lines", "12"], "--acs-lines needs --acceleration R"),
+        (
+            ["prepare", "{full}", "--out", "{empty}", "--acs-lines", "12"],
+            "--acs-lines: nothing is undersampled without --acceleration R",
+        ),
         (
             ["prepare", "{full}", "--out", "{empty}", "--acceleration", "2", "--center-fraction", "0.04"],
-            "are of the fastmri_ laws, not of --law random_lines",
+            "of the fastmri_ laws, not of --law random_lines",
         ),
-        (["prepare", "{full}", "--out", "{empty}", "--acceleration", "2", "--by-name"], "are of the fastmri_ laws"),
+        (
+            ["prepare", "{full}", "--out", "{empty}", "--acceleration", "2", "--by-name"],
+            "--by-name: of the fastmri_ laws",
+        ),
         (
             ["prepare", "{full}", "--out", "{empty}", "--acceleration=4", "--law=fastmri_random", "--acs-lines=24"],
-            "--law fastmri_random has --center-fraction F in the place of --acs-lines",
+            "--acs-lines: --law fastmri_random has --center-fraction F in its place",
         ),
+        (
+            ["prepare", "{full}", "--out", "{empty}", "--law", "poisson", "--seed", "5"],
+            "--law, --seed: nothing is undersampled without --acceleration R",
+        ),
+        (["prepare", "{full}", "--out", "{empty}", "--compression", "geometric"], "--compression: .* with --coils N"),
+        (["sample", "--prior", "{prior}", "--guides", "9"], "--guides: of --sampler guidance"),
+        (["demo", "--fresh", "--minutes", "2"], "--minutes, --fresh: of training; give --train, too"),
+        (["demo", "--train", "--prior", "brain128"], "--prior: --train trains the prior"),
         (["info", "no.h5"], r"no\.h5: no such file"),
         (["info", "{empty}"], "is not a prior folder"),
         (["evaluate", "{full}", "{full}"], "dataset 'reconstruction' is missing"),
@@ -386,13 +400,12 @@ def test_train_hands_its_overrides_to_hydra(monkeypatch: pytest.MonkeyPatch) -> 
 def test_demo_gets_its_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[object] = []
     monkeypatch.setattr("ambient_mri.demo.run_demo", lambda out, **options: seen.append((out, options)))
-    assert run("demo", "--out", tmp_path, "--seed", 2, "--minutes", 1.5, "--fresh") == 0
-    assert run("demo", "--out", tmp_path, "--train") == 0
-    given = {"prior": "brain128", "seed": 2, "minutes": 1.5, "fresh": True}
-    assert seen == [
-        (tmp_path, given),
-        (tmp_path, {"prior": None, "seed": 0, "minutes": 3.0, "fresh": False}),
-    ]
+    assert run("demo", "--out", tmp_path, "--seed", 2) == 0
+    assert run("demo", "--out", tmp_path, "--train", "--minutes", 1.5, "--fresh") == 0
+    assert run("demo", "--out", tmp_path, "--prior", "my/prior") == 0
+    given = {"prior": "brain128", "seed": 2, "minutes": 3.0, "fresh": False}
+    trained = {"prior": None, "seed": 0, "minutes": 1.5, "fresh": True}
+    assert seen == [(tmp_path, given), (tmp_path, trained), (tmp_path, {**given, "seed": 0, "prior": "my/prior"})]
 
 
 def test_an_interrupt_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -452,7 +465,7 @@ def test_every_law_has_its_name() -> None:
 
 def test_options_that_need_a_law_say_so(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("prepare", folder / "full.h5", "--out", tmp_path, "--by-name") == 2
-    assert "--by-name need --acceleration R" in capsys.readouterr().err
+    assert "--by-name: nothing is undersampled without --acceleration R" in capsys.readouterr().err
 
 
 def findings() -> dict[str, doctor.Finding]:

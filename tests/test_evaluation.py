@@ -284,8 +284,12 @@ def test_calibrate_finds_mistakes_before_it_reconstructs(
 
 def test_two_priors_of_one_name_are_refused(root: Path, tmp_path: Path) -> None:
     prior = load_prior(root / "prior")
-    with pytest.raises(AmbientMRIError, match="priors must have different names; got tiny, tiny"):
+    with pytest.raises(AmbientMRIError, match=r"priors must have different names, .*; got tiny, tiny"):
         Evaluation(tmp_path).run([], [prior, prior], ["dds"])
+    # Records would hold one row for both.
+    named = [replace(prior, name=name) for name in ("EM-1", "em_1")]
+    with pytest.raises(AmbientMRIError, match=r"priors must have different names, .*; got EM-1, em_1"):
+        Evaluation(tmp_path).run([], named, ["dds"])
 
 
 @pytest.mark.filterwarnings("ignore::ambient_mri.reconstruct.ReconstructionWarning")

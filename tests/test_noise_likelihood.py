@@ -96,3 +96,12 @@ def test_preparation_lowers_it_too() -> None:
     prepared = prepare_scan(raw, None, Preparation())
     assert prepared.noise_std[0] == pytest.approx(0.003, rel=0.5) and prepared.noise_std[0] < 0.005
     assert prepared.preparation["noise_source"].endswith("as the coils agree")
+
+
+def test_silent_coils_change_nothing() -> None:
+    m = scan(PoissonDisc(4, 8), 6, 0.01)
+    silent = torch.zeros(1, 6, SIZE, SIZE, dtype=m.y.dtype)
+    more = replace(m, y=torch.cat([m.y, silent], dim=1), coil_maps=torch.cat([m.coil_maps, silent], dim=1))  # type: ignore[list-item]
+    start = torch.tensor([0.1])
+    expected, found = float(likely_noise_std(m, start)), float(likely_noise_std(more, start))
+    assert expected == pytest.approx(0.01, rel=0.1) and found == pytest.approx(expected, rel=0.03)

@@ -142,7 +142,7 @@ def test_a_raw_file_is_never_written_over(tmp_path: Path) -> None:
     ):
         prepare_files([path], tmp_path, law=LAW)
     other = write_kspace(tmp_path / "other" / "scan.h5", raw_scan("other"))
-    with pytest.raises(AmbientMRIError, match=r"holds k-space that was not prepared: it is not written over"):
+    with pytest.raises(AmbientMRIError, match=r"is no prepared scan: it is not written over"):
         prepare_file(other, path, law=LAW)
     assert path.read_bytes() == content
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
+import h5py
 import numpy as np
 import pytest
 
@@ -32,7 +34,10 @@ from ambient_mri.prepare import (
     prepare_files,
     read_manifest,
 )
+from ambient_mri.prepare import dataset as preparation_dataset
 from ambient_mri.prepare import files as preparation_files
+from ambient_mri.train import compose
+from ambient_mri.training.setup import build
 from tests.data.fastmri_files import knee, with_size, write_brains, write_knees
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -371,3 +376,116 @@ def load_script() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+class TestWhatComesBack:
+    """Files that are prepared again, from prepared ones, or beside others."""
+
+    @staticmethod
+    def arrays(path: Path, coils: int = 6, **more: np.ndarray) -> Path:
+        generator = np.random.default_rng(coils)
+        shape = (3, coils, 96, 80)
+        noise = (generator.normal(size=shape) + 1j * generator.normal(size=shape)).astype(np.complex64)
+        decay = np.exp(-np.hypot(*np.meshgrid(np.arange(96) - 48, np.arange(80) - 40, indexing="ij")) / 8)
+        np.savez(path, kspace=noise * decay.astype(np.float32), **more)
+        return path
+
+    def test_a_law_is_not_taken_as_drawn_where_none_was(self, tmp_path: Path) -> None:
+        source, out = self.arrays(tmp_path / "v.npz"), tmp_path / "out"
+        prepare_files([source], out)
+        with pytest.raises(DataError, match="no law instead of"):
+            prepare_files([source], out, law=LAW)
+        assert prepare_files([source], out).kept == 1
+
+    def test_one_set_of_maps_serves_all_slices(self, tmp_path: Path) -> None:
+        maps = np.full((6, 96, 80), 6**-0.5, dtype=np.complex64)
+        mask = np.random.default_rng(0).random((96, 80)) < 0.4
+        mask[40:56, 32:48] = True
+        source = self.arrays(tmp_path / "v.npz", coil_maps=maps, mask=mask)
+        prepare_file(source, tmp_path / "v.h5")
+        assert read_prepared(tmp_path / "v.h5").noise_std.shape == (3,)
+
+    def test_maps_of_one_coil_are_made_again_where_more_is_left_out(self, tmp_path: Path) -> None:
+        source, law = self.arrays(tmp_path / "v.npz", coils=1), RandomLines(4.0, 4)
+        prepare_file(source, tmp_path / "full.h5")
+        (tmp_path / "once").mkdir()
+        prepare_file(source, tmp_path / "once" / "full.h5", law=law)
+        # By way of the whole scan, and of a second copy of it: the maps know no more than the lines that are left.
+        prepare_file(tmp_path / "full.h5", tmp_path / "again.h5")
+        (tmp_path / "twice").mkdir()
+        for name in ("full", "again"):
+            prepare_file(tmp_path / f"{name}.h5", tmp_path / "twice" / f"{name}.h5", law=law)
+        whole, direct = read_prepared(tmp_path / "full.h5"), read_prepared(tmp_path / "once" / "full.h5")
+        first = read_prepared(tmp_path / "twice" / "full.h5")
+        assert first.preparation["maps"] == direct.preparation["maps"] == "single_coil" and first.phase_absorbed
+        assert np.abs(first.coil_maps - whole.coil_maps).max() > 0.1
+        assert not np.array_equal(read_prepared(tmp_path / "twice" / "again.h5").coil_maps, whole.coil_maps)
+
+    def test_any_failure_is_of_its_file_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        sources = [self.arrays(tmp_path / f"{name}.npz") for name in "abc"]
+        real = preparation_files.prepare_scan
+
+        def fails(raw: object, *arguments: object) -> object:
+            if getattr(raw, "name", "") == "b":
+                raise RuntimeError("the device ran out")
+            return real(raw, *arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(preparation_files, "prepare_scan", fails)
+        summary = prepare_files(sources, tmp_path / "out")
+        assert len(summary.done) == 2
+        assert [reason for _, reason in summary.failed] == [f"{sources[1]}: RuntimeError: the device ran out"]
+
+    @pytest.mark.parametrize("content", ["hdf5", "text"])
+    def test_what_is_no_prepared_scan_is_not_written_over(self, content: str, tmp_path: Path) -> None:
+        source, target = self.arrays(tmp_path / "v.npz"), tmp_path / "out" / "v.h5"
+        target.parent.mkdir()
+        if content == "text":
+            target.write_text("notes")
+        else:
+            with h5py.File(target, "w") as handle:
+                handle["reconstruction"] = np.zeros((1, 4, 4), dtype=np.float32)
+        before = target.read_bytes()
+        with pytest.raises(DataError, match="is no prepared scan: it is not written over"):
+            prepare_files([source], target.parent)
+        assert target.read_bytes() == before
+
+    def test_parts_that_finish_together_are_all_listed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        summaries = {}
+        for part in ("train", "val"):
+            (tmp_path / part).mkdir()
+            summaries[part] = prepare_files([self.arrays(tmp_path / f"{part}.npz")], tmp_path / part)
+        real = preparation_dataset.sha256_of_file
+
+        def slow(path: Path) -> str:  # the other command ends while this one hashes
+            monkeypatch.setattr(preparation_dataset, "sha256_of_file", real)
+            preparation_dataset.write_manifest(tmp_path, {"val": summaries["val"]})
+            return real(path)
+
+        monkeypatch.setattr(preparation_dataset, "sha256_of_file", slow)
+        preparation_dataset.write_manifest(tmp_path, {"train": summaries["train"]})
+        assert read_manifest(tmp_path).split == {"train": ["train"], "val": ["val"]}
+
+    def test_arrays_have_no_acquisition(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        source = self.arrays(tmp_path / "v.npz")
+        assert cli.main(["prepare", str(source), "--out", str(tmp_path / "out"), "--acquisitions", "T1"]) == 2
+        assert "no volume is of acquisition" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("law", ["fastmri_equispaced_fraction", "fastmri_random", "random_lines"])
+    def test_the_next_command_knows_the_law(
+        self, law: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "400")
+        source, out = self.arrays(tmp_path / "v.npz"), tmp_path / "two words"
+        options = ["--acceleration", "2", "--law", law]
+        assert cli.main(["prepare", str(source), "--out", str(out), *options]) == 0
+        told = shlex.split(capsys.readouterr().out.partition("ambient-mri train ")[2].splitlines()[0])
+        cfg = compose(told)
+        assert cfg.data.root == str(out)
+        assert build(cfg.corruption.law).describe() == read_prepared(out / "v.h5").sampling_law
+
+
+def test_the_script_takes_test_files_as_they_are(knees: Path, tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "data_prep" / "fastmri.py"), str(knees / "multicoil_test"), str(tmp_path)]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert read_manifest(tmp_path).law == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,6 +82,47 @@ def test_broken_folders_are_named(tmp_path: Path) -> None:
     (folder / "prior.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read"):
         load_prior(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"architecture": {**ARCHITECTURE, "kind": "clean", "later": 1}}, "later"),
+        ({"architecture": {**ARCHITECTURE, "kind": "clean", "network": {"name": "UNet", "later": 1}}}, "later"),
+        ({"architecture": {"kind": "clean", "sd": 0.3}}, "it lacks 'network'"),
+        ({"error_curve": {"sigma": [0.1, 1.0]}}, "it lacks 'error'"),
+        ({"error_curve": {"sigma": [1.0, 0.1], "error": [0.1, 0.2]}}, "sigmas ascending"),
+        ({"format_version": "1"}, "format_version must be a number"),
+    ],
+)
+def test_a_card_that_this_version_does_not_understand_is_named(
+    change: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    folder = prior().save(tmp_path / "p")
+    card = json.loads((folder / "prior.json").read_text())
+    (folder / "prior.json").write_text(json.dumps({**card, **change}))
+    with pytest.raises(PriorError, match=words):
+        load_prior(folder)
+
+
+def test_the_callers_mode_and_default_type_leave_a_prior_as_it_is(tmp_path: Path) -> None:
+    folder = prior().save(tmp_path / "p")
+    x, sigma = torch.randn(1, 1, 16, 16, dtype=torch.complex64), torch.tensor([0.3])
+    with torch.no_grad():
+        expected = load_prior(folder).model(x, sigma)
+    with torch.inference_mode():
+        found = load_prior(folder)
+        torch.testing.assert_close(found.model(x, sigma).clone(), expected, rtol=0, atol=0)
+    assert not any(p.is_inference() for p in found.model.parameters())
+    # Outside that mode it may be differentiated through.
+    value = found.model(x.requires_grad_(), sigma)
+    assert torch.autograd.grad(value.abs().sum(), x)[0].abs().max() > 0
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = load_prior(folder)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {t.dtype for t in found.model.state_dict().values() if t.is_floating_point()} == {torch.float32}
 
 
 def test_unknown_architectures_are_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,13 +163,22 @@ def _facts(summaries: Mapping[str, PreparationSummary], folder: Path, law: Sampl
     }
     if failed:
         facts["could not be used"] = "\n".join(reason for _, reason in failed)
-    return {**facts, "next": f"ambient-mri train data=prepared data.root={folder} {_corruption_of(law)}".rstrip()}
+    root = shlex.quote(f"data.root={folder}")
+    return {**facts, "next": f"ambient-mri train data=prepared {root} {_corruption_of(law)}"}
 
 
 def _corruption_of(law: SamplingLaw | None) -> str:
-    """The overrides that make training weight the scans by their own law; empty for fastMRI's."""
+    """The overrides that make training weight the scans by their own law."""
     if law is None:
         return "corruption=observed"
     described = law.describe()
-    names = [name for name, cls in _CLASSES.items() if cls == described["law"]]
-    return f"corruption={names[0]} {' '.join(f'corruption.law.{k}={described[k]:g}' for k in _LAW)}" if names else ""
+    name = next((name for name, cls in _CLASSES.items() if cls == described["law"]), None)
+    if name is not None:
+        return f"corruption={name} {' '.join(f'corruption.law.{k}={described[k]:g}' for k in _LAW)}"
+    random = described["kind"] == "random"
+    told = [f"corruption={'fastmri_random' if random else 'fastmri_equispaced'}"]
+    told += [] if random else [f"corruption.law.kind={described['kind']}"]
+    told += [f"corruption.law.acceleration={described['acceleration']:g}"]
+    if described["center_fraction"] is not None:
+        told.append(f"corruption.law.center_fraction={described['center_fraction']:g}")
+    return " ".join([*told, *(["corruption.law.by_name=true"] if described["by_name"] else [])])

@@ -66,7 +66,8 @@ def _row(m: Measurement, start: float) -> float:
     """Of one row."""
     maps = m.coil_maps
     held = m.mask.expand(1, 1, *m.image_shape) & (m.y != 0).any(dim=1, keepdim=True)
-    coils = int((m.y != 0).any(dim=(2, 3)).sum())
+    live = (m.y != 0).any(dim=(2, 3), keepdim=True)
+    coils = int(live.sum())
     if maps is None or coils < FEWEST_COILS or start <= 0:
         return start
     distance = _distance(held)
@@ -75,7 +76,7 @@ def _row(m: Measurement, start: float) -> float:
         return start
     y = torch.where(held, m.y, 0)
     probe = complex_randn(y.shape, generator=keyed_generator("noise likelihood")).to(y)
-    probe = torch.where(region, probe, 0)
+    probe = torch.where(region & live, probe, 0)  # silent coils have no residual, either
     operator = sense(maps, held)
     blocks = SenseNormal.of(operator)
     if blocks is None:

@@ -145,7 +145,7 @@ def apply_split(files: Iterable[Path], split: Mapping[str, Sequence[str]]) -> di
 
 def _try_acquisition(path: Path) -> str | None:
     if not h5py.is_hdf5(path):
-        return None
+        return "" if path.suffix in (".npy", ".npz") else None  # arrays have no name; other files are damaged ones
     try:
         return acquisition_of(path)
     except DataError:

@@ -19,6 +19,7 @@ __all__ = [
     "SliceSelection",
     "atomic_path",
     "check_finite_array",
+    "is_hdf5",
     "open_hdf5",
     "plain_value",
     "read_rows",
@@ -42,6 +43,14 @@ def require_file(path: PathLike) -> Path:
     require(file.is_file(), f"{file}: no such file. Check the path, and that its drive is mounted.", DataError)
     require(file.stat().st_size > 0, f"{file}: the file is empty. Copy or download it again.", DataError)
     return file
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a file is HDF5, though it be damaged."""
+    # The second test finds the signature behind a user block; it fails on truncated files, the first does not.
+    with path.open("rb") as handle:
+        start = handle.read(8)
+    return start == b"\x89HDF\r\n\x1a\n" or bool(h5py.is_hdf5(path))
 
 
 @contextmanager

@@ -186,6 +186,8 @@ def _read_image(file: Path) -> np.ndarray:
     require_file(file)
     try:
         with Image.open(file) as opened:
+            pages = getattr(opened, "n_frames", 1)
+            require(pages == 1, f"{file}: has {pages} pages; save each as an image of its own.", DataError)
             image = np.asarray(opened.convert("RGBA") if opened.mode in ("P", "PA") else opened)
     except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on damaged files
         raise DataError(f"{file}: cannot be read as an image ({error}). Is the file complete?") from error

@@ -47,6 +47,12 @@ class PoissonDisc(SamplingLaw):
         order = torch.randperm(shape[0] * shape[1], generator=generator).numpy()
         centre = self.always(shape)[0, 0].numpy()
         target = shape[0] * shape[1] / self.acceleration
+        require(
+            centre.sum() <= 1.02 * target,
+            f"the central square of {self.acs_lines} x {self.acs_lines} alone holds more than "
+            f"1 / {self.acceleration:g} of {shape[0]} x {shape[1]} locations. Choose fewer acs_lines, or "
+            "a lower acceleration.",
+        )
         low, high = 0.3, 4.0 * self.acceleration**0.5
         for _ in range(12):
             radius = 0.5 * (low + high)

@@ -158,11 +158,12 @@ def write_manifest(
     What an earlier run prepared into the same folder stays in it, as long as its files are there.
     """
     root = Path(folder)
-    before = read_manifest(root) if (root / MANIFEST).is_file() else Manifest({})
-    known = {entry["file"]: entry for entries in before.files.values() for entry in entries}
+    known = {entry["file"]: entry for entries in _written(root).files.values() for entry in entries}
+    entries_of = {p: {path.stem: _entry(path, root, known) for path in s.done} for p, s in summaries.items()}
+    before = _written(root)  # hashing takes minutes: another command may have added its parts meanwhile
     files, failed = dict(before.files), dict(before.failed)
     for part, summary in summaries.items():
-        made = {path.stem: _entry(path, root, known) for path in summary.done}
+        made = entries_of[part]
         kept = {entry["name"]: entry for entry in files.get(part, ()) if (root / entry["file"]).is_file()}
         files[part] = [entry for _, entry in sorted({**kept, **made}.items())]
         failed[part] = [{"source": source.name, "reason": reason} for source, reason in summary.failed]
@@ -172,6 +173,10 @@ def write_manifest(
     _write_json(root / MANIFEST, content)
     _write_json(root / SPLIT, found.split)
     return found
+
+
+def _written(root: Path) -> Manifest:
+    return read_manifest(root) if (root / MANIFEST).is_file() else Manifest({})
 
 
 def read_manifest(folder: Path | str) -> Manifest:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from ambient_mri._checks import AmbientMRIError, DataError, require
-from ambient_mri.data.files import open_hdf5, sha256_of_file
+from ambient_mri.data.files import is_hdf5, open_hdf5, sha256_of_file
 from ambient_mri.data.readers import DataWarning, read_scan
 from ambient_mri.data.schema import PreparedScan, read_prepared, write_prepared
 from ambient_mri.masks import SamplingLaw
@@ -186,17 +186,18 @@ def _check_target(target: Path, source: Path) -> None:
     same = source.exists() and target.samefile(source)
     fix = "Choose another folder."
     require(not same, f"{source} would be replaced by what is prepared from it. {fix}", DataError)
-    require(
-        not _holds_raw_kspace(target), f"{target} holds k-space that was not prepared: it is not written over. {fix}"
-    )
+    require(_was_prepared(target), f"{target} is no prepared scan: it is not written over. {fix}", DataError)
 
 
-def _holds_raw_kspace(path: Path) -> bool:
+def _was_prepared(path: Path) -> bool:
+    """Whether a file is a prepared scan of any version, or an HDF5 file that is damaged: it may have been one."""
+    if not is_hdf5(path):
+        return False
     try:
         with open_hdf5(path) as handle:
-            return "kspace" in handle and "schema_version" not in handle.attrs
+            return "schema_version" in handle.attrs
     except DataError:
-        return False
+        return True
 
 
 def _is_current(target: Path, source: Path, law: SamplingLaw | None, settings: Preparation) -> bool:
@@ -212,6 +213,8 @@ def _is_current(target: Path, source: Path, law: SamplingLaw | None, settings: P
     other = [f"{k} {made[k]!r} instead of {wanted[k]!r}" for k in wanted if k in made and made[k] != wanted[k]]
     if made.get("retrospective") and law is not None and scan.sampling_law != _plain(law.describe()):
         other.append(f"the law {scan.sampling_law} instead of {law.describe()}")
+    if law is not None and not made.get("retrospective") and made.get("acceleration") == 1:
+        other.append(f"no law instead of {law.describe()}")
     if made.get("retrospective") and law is None:
         other.append(f"the law {scan.sampling_law} instead of none")
     hint = "Choose another folder, or remove the file."
@@ -316,8 +319,11 @@ def _attempt(job: _Job) -> str:
     """Prepare one file; why not, or an empty string."""
     try:
         prepare_file(job.source, job.target, law=job.law, settings=job.settings, device=job.device)
-    except (AmbientMRIError, MemoryError) as error:
+    except Exception as error:  # one file ends no batch, whatever is wrong with it
         text = str(error) or "out of memory"
+        if not isinstance(error, AmbientMRIError | MemoryError):
+            log.debug("%s", job.source, exc_info=True)
+            text = f"{type(error).__name__}: {text}"
         return text if str(job.source) in text else f"{job.source}: {text}"
     return ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+from warnings import warn
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from ambient_mri.data.coil_compression import coil_compression
 from ambient_mri.data.fastmri_masks import FastMRIMask
 from ambient_mri.data.normalize import PERIPHERY, estimate_noise_std, measured_scale, noise_warnings
 from ambient_mri.data.oversampling import remove_readout_oversampling
-from ambient_mri.data.readers import RawScan
+from ambient_mri.data.readers import DataWarning, RawScan
 from ambient_mri.data.schema import PreparedScan
 from ambient_mri.data.whitening import noise_covariance, periphery_covariance, read_noise_scan, whitening
 from ambient_mri.masks import SamplingLaw
@@ -28,6 +29,8 @@ __all__ = ["Conditioned", "condition", "prepare_scan"]
 
 # Slices whose coil maps are estimated together.
 _BATCH = 8
+# Periphery over noise level: estimates of white noise alone differ by a few per cent.
+_SIGNAL_IN_PERIPHERY = 1.15
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def prepare_scan(
     if scan.coil_maps is None:
         maps, method, warnings = _coil_maps(scan, noise_std, settings, torch.device(device))
     else:
-        maps, method, warnings = scan.coil_maps, "from the file", []
+        maps, method, warnings = scan.coil_maps, str(scan.attrs.get("maps") or "from the file"), []
     warnings = warnings + noise_warnings(noise_source, scan.num_coils)
     if noise_source.startswith(PERIPHERY) and scan.num_coils >= FEWEST_COILS:
         noise_std, noise_source = _lowered(scan, maps, noise_std), f"{noise_source}; at most, as the coils agree"
@@ -91,7 +94,7 @@ def prepare_scan(
         acquired_extent=scan.acquired_extent,
         recon_shape=scan.recon_shape,
         affine=scan.affine,
-        phase_absorbed=settings.absorb_phase and scan.coil_maps is None,
+        phase_absorbed=settings.absorb_phase if scan.coil_maps is None else bool(scan.attrs.get("phase_absorbed")),
         sampling_law=law.describe() if law is not None and retrospective else {},
         preparation=preparation,
     )
@@ -150,6 +153,15 @@ def _whitened(scan: RawScan, source: str) -> tuple[RawScan, dict[str, Any], tupl
     # The periphery may hold signal and filtered edges: it tells how the noise is mixed, not how strong it is.
     noise = None if source == "periphery" else (found.noise_std, "noise scan")
     record = {"source": "periphery" if source == "periphery" else "noise scan", **found.describe()}
+    if source == "periphery":
+        level, _ = estimate_noise_std(scan.kspace, scan.mask, scan.acquired_extent)
+        if found.noise_std > _SIGNAL_IN_PERIPHERY * level:
+            text = (
+                f"{scan.name}: the periphery of k-space is {found.noise_std / level:.2g} times as strong as the noise: "
+                "whitening by it takes image for noise. Whiten by a noise scan, or not at all."
+            )
+            warn(text, DataWarning, stacklevel=2)
+            scan = replace(scan, notes=(*scan.notes, text))
     return replace(scan, kspace=found.apply(scan.kspace)), record, noise
 
 
@@ -213,7 +225,9 @@ def _lowered(scan: RawScan, maps: np.ndarray, noise_std: np.ndarray) -> np.ndarr
     for i, bound in enumerate(torch.from_numpy(noise_std)):
         y, one = torch.from_numpy(scan.kspace[i : i + 1]), torch.ones(1)
         mask = torch.from_numpy(np.ascontiguousarray(scan.mask[i : i + 1] if len(scan.mask) > 1 else scan.mask))
-        m = Measurement(y, mask, torch.from_numpy(maps[i : i + 1]), bound[None], one, (str(i),))
+        m = Measurement(
+            y, mask, torch.from_numpy(maps[i : i + 1] if len(maps) > 1 else maps), bound[None], one, (str(i),)
+        )
         levels.append(likely_noise_std(m, bound[None]))
     return torch.cat(levels).numpy()
 

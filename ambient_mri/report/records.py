@@ -18,6 +18,7 @@ import math
 import os
 import platform
 import re
+import statistics
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -38,6 +39,7 @@ __all__ = [
     "ResultFile",
     "Row",
     "append_records",
+    "ci95_of_mean",
     "check_row",
     "machine",
     "read_records",
@@ -185,6 +187,15 @@ def write_records(
     )
     result.write(path)
     return result
+
+
+def ci95_of_mean(values: Sequence[float]) -> float | None:
+    """Half width of the 95 % confidence interval of the mean of ``values``, by Student's t; None of fewer than two."""
+    if len(values) < 2:
+        return None
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def append_records(

@@ -28,7 +28,7 @@ from ambient_mri.measurement import Measurement
 from ambient_mri.operators import LinearOperator, sense, solve_regularized
 from ambient_mri.prior import Prior, load_prior
 from ambient_mri.report.plots import sample_sheet
-from ambient_mri.report.records import append_records, read_records
+from ambient_mri.report.records import append_records, ci95_of_mean, read_records
 from ambient_mri.report.tables import markdown_table
 from ambient_mri.sampling import make_sampler
 from ambient_mri.tensors import keyed_generator
@@ -148,7 +148,6 @@ def _rows(
         for metric in ("psnr", "ssim"):
             function = getattr(metrics, metric)
             values = [function(truth[i].numpy(), estimate[i].numpy()) for i in subjects.values()]
-            spread = statistics.stdev(values) if len(values) > 1 else None
             found.append(
                 {
                     **factors,
@@ -156,8 +155,8 @@ def _rows(
                     "metric": metric,
                     "value": statistics.fmean(values),
                     "n": len(values),
-                    "ci95": None if spread is None else 1.96 * spread / math.sqrt(len(values)),
-                    "seconds": seconds,
+                    "ci95": ci95_of_mean(values),
+                    "seconds": seconds / (images.shape[1] if label != name else 1),
                 }
             )
     return found

@@ -8,13 +8,14 @@ above zero, which is why clean images stand beside the samples.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ambient_mri.report.records import ci95_of_mean
 
 __all__ = ["noise_levels", "noise_rows"]
 
@@ -37,7 +38,7 @@ def noise_rows(base: Mapping[str, Any], images: Tensor, training: Tensor | None 
     """
     levels = noise_levels(images)
     count = len(levels)
-    half = 1.96 * float(levels.std()) / math.sqrt(count) if count > 1 else None
+    half = ci95_of_mean(levels.tolist())
     rows = [{**base, "metric": "noise_level", "value": float(levels.mean()), "n": count, "ci95": half}]
     if training is not None:
         share = float((levels < training.min()).float().mean())

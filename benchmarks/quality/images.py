@@ -15,7 +15,6 @@ Trainings run in processes of their own and go on where they stopped; records th
 
 from __future__ import annotations
 
-import math
 import statistics
 import sys
 import time
@@ -45,7 +44,7 @@ from ambient_mri.denoiser import ConditionalDenoiser
 from ambient_mri.measurement import Measurement
 from ambient_mri.prior import Prior, load_prior
 from ambient_mri.report.images import image_rows
-from ambient_mri.report.records import read_records
+from ambient_mri.report.records import ci95_of_mean, read_records
 from ambient_mri.sampling import make_sampler
 from ambient_mri.sampling.ambient_generation import AmbientGeneration
 from ambient_mri.sampling.full_view import FullView
@@ -150,10 +149,9 @@ class Evaluation(TrainedEvaluation[Budget]):
         began = time.perf_counter()
         found, seconds = restore()
         values = scores(self.truth, found)
-        half = 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
         torch.save(found[evenly_spaced(len(found), SHOWN)].half(), self.shown(case.name, method))
-        row = {**base, "metric": "psnr", "value": statistics.fmean(values), "n": len(values), "ci95": half}
-        self.append([{**row, "seconds": seconds / len(found)}])
+        row = {**base, "metric": "psnr", "value": statistics.fmean(values), "n": len(values)}
+        self.append([{**row, "ci95": ci95_of_mean(values), "seconds": seconds / len(found)}])
         say(f"{case.name}: {method} {row['value']:.2f} dB", began)
 
     def shown(self, *names: str) -> Path:

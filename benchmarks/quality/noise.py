@@ -32,7 +32,7 @@ from ambient_mri.data.simulate import Simulation, simulate_scan
 from ambient_mri.masks import PoissonDisc, RandomLines, SamplingLaw
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators.fourier import fft, ifft
-from ambient_mri.report.records import write_records
+from ambient_mri.report.records import ci95_of_mean, write_records
 from ambient_mri.report.tables import markdown_table
 from ambient_mri.tensors import complex_randn, keyed_generator
 
@@ -153,8 +153,7 @@ def measure(repeats: int) -> list[dict[str, Any]]:
     rows = []
     for (case, method, coils, level), errors in sorted(found.items()):
         base = {"case": case, "method": method, "coils": coils, "noise_std": level, "n": len(errors)}
-        spread = 1.96 * statistics.stdev(errors) / len(errors) ** 0.5 if len(errors) > 1 else None
-        rows.append({**base, "metric": "ratio", "value": statistics.mean(errors), "ci95": spread})
+        rows.append({**base, "metric": "ratio", "value": statistics.mean(errors), "ci95": ci95_of_mean(errors)})
     return rows
 
 

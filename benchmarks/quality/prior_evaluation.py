@@ -22,6 +22,7 @@ from ambient_mri.data.datasets import ImageDataset, ScanDataset
 from ambient_mri.measurement import Measurement
 from ambient_mri.operators import sense
 from ambient_mri.prior import Prior
+from ambient_mri.report.records import ci95_of_mean
 from ambient_mri.sampling import Sampler, ambient_denoiser, make_sampler, unconditional
 from ambient_mri.tensors import keyed_generator
 from ambient_mri.training.estimates import evenly_spaced
@@ -220,9 +221,7 @@ def unconditional_samples(prior: Prior, count: int, size: int, *, steps: int, se
 
 def mean_row(values: list[float]) -> dict[str, Any]:
     """The measured entries of a row: the mean of some numbers, its confidence interval, and the numbers themselves."""
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    half = None if spread is None else 1.96 * spread / math.sqrt(len(values))
-    return {"value": statistics.fmean(values), "values": values, "n": len(values), "ci95": half}
+    return {"value": statistics.fmean(values), "values": values, "n": len(values), "ci95": ci95_of_mean(values)}
 
 
 def _scored(truth: Tensor, image: Tensor) -> float:

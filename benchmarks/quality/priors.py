@@ -288,7 +288,7 @@ def main(arguments: list[str] | None = None) -> None:
         evaluation.baselines(run.noise_std)
         evaluation.prior(run)
         (out / f"{BENCHMARK}.md").write_text(tables(evaluation.path))
-    figures(evaluation.path, [run for run in runs if finished(out / "runs" / run.name)], out)
+    figures(evaluation.path, [run for run in known if finished(out / "runs" / run.name)], out)
     sys.stdout.write(tables(evaluation.path))
     if failed:
         raise SystemExit(f"{failed} runs failed")

@@ -37,11 +37,21 @@ RIVALS = (
 )
 
 
+# Where a method stands in the tables, by the first part of its name.
+_ORDER = (
+    *("zero_filled", "cg_sense", "l1_wavelet", "ambient", "ambient_noise_blind", "em", "em_mean", "supervised"),
+    *("ambient_published", "ssdu_weighted", "ssdu", "wavelet_edm", "wavelet_em"),
+)
+
+
 def tables(path: Path) -> str:
     """The records as Markdown: reconstruction by training R, EM beside the others, training R x inference R,
     unconditional samples.
     """
-    rows = read_records(path).rows
+    rows = sorted(read_records(path).rows, key=lambda row: row.get("train_acceleration") or 0)
+    seen = [r for r in rows if r["case"] == "training"]
+    free = [r for r in rows if r["case"] == "unconditional"]
+    rows = sorted(rows, key=lambda row: _ORDER.index(row["method"].split("/")[0]))
     parts = []
     for level in sorted({row["noise_std"] for row in rows}):
         held = [r for r in rows if r["case"] == "held_out" and r["noise_std"] == level]
@@ -63,9 +73,7 @@ def tables(path: Path) -> str:
             parts.append(markdown_table(matrix, index=index, columns="acceleration", metric=("psnr", "ssim")))
     parts.append("### Training images of every chain (columns: R of the training scans)\n")
     index = ("method", "noise_std")
-    seen = [r for r in rows if r["case"] == "training"]
     parts.append(markdown_table(seen, index=index, columns="train_acceleration", metric="training_images"))
-    free = [r for r in rows if r["case"] == "unconditional"]
     if free:
         parts.append("### Unconditional samples\n")
         parts.append(markdown_table(free, index=index, columns="train_acceleration", metric="frechet"))
@@ -120,14 +128,14 @@ def _matrix(rows: list[Row]) -> list[Row]:
 
 
 def figures(path: Path, runs: list[Run], out: Path) -> None:
-    """PSNR over acceleration of every objective's best method, reconstructions, and the denoising-error curves of the
-    clean priors.
+    """PSNR over acceleration of every objective's best method there, reconstructions, and the denoising-error curves of
+    the clean priors.
     """
     rows = [r for r in read_records(path).rows if r["metric"] == "psnr" and r["noise_std"] == 0.01]
     curves: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        if row.get("train_acceleration", 4) == 4 and not row["method"].endswith("/sample"):
-            curves.setdefault(row["method"], []).append((row["acceleration"], row["value"]))
+    for acceleration in sorted({row["acceleration"] for row in rows}):
+        for objective, row in _best_methods(rows, acceleration).items():
+            curves.setdefault(objective, []).append((acceleration, row["value"]))
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     if curves:

@@ -140,20 +140,16 @@ def run(
     return found, time.perf_counter() - start
 
 
-def scores(case: Case, found: Reconstruction, reference_noise_std: float) -> dict[str, float | None]:
+def scores(case: Case, found: Reconstruction) -> dict[str, float | None]:
     """Metrics of the mean, and of the samples."""
     image, samples = found.magnitude[0], np.abs(found.crop(found.samples))[0]
     factor = metrics.fit_scale(image, case.reference)
-    inside = case.reference > OBJECT * case.reference.max()
+    inside, noise = case.reference > OBJECT * case.reference.max(), reference_noise(case)
     honest: dict[str, float | None] = {"chi2_residual": float(found.residual[0])}
     if len(samples) > 1:
-        honest["variance_ratio"] = metrics.variance_ratio(
-            factor * samples, case.reference, reference_noise_std, support=inside
-        )
+        honest["variance_ratio"] = metrics.variance_ratio(factor * samples, case.reference, noise, support=inside)
     if len(samples) >= MINIMUM_COVERAGE_SAMPLES:
-        honest["coverage90"] = metrics.coverage(
-            factor * samples, case.reference, 0.9, reference_noise_std, support=inside
-        )
+        honest["coverage90"] = metrics.coverage(factor * samples, case.reference, 0.9, noise, support=inside)
     values = {**score(case, image), **honest}
     return {name: value if value is not None and np.isfinite(value) else None for name, value in values.items()}
 
@@ -193,7 +189,7 @@ def rows_of(case: Case, law: str, prior: Prior, options: argparse.Namespace, pre
         shared = {**factors, **cost, "n": 1, "ci95": None}
         named = f"R={case.acceleration} {law} {sampler} {steps} x{noise_factor}, {planned.samples} samples"
         sys.stderr.write(f"{case.name} {named}: {seconds:.1f} s, {cost['processor_seconds']:.1f} s of processors\n")
-        yield [{**shared, "metric": m, "value": v} for m, v in scores(case, found, reference_noise(case)).items()]
+        yield [{**shared, "metric": m, "value": v} for m, v in scores(case, found).items()]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -130,7 +130,7 @@ def compare(
                     "metric": metric,
                     "value": statistics.median(values),
                     "n": len(values),
-                    "ci95": 1.96 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None,
+                    "ci95": None,
                     "device": "cpu",
                     "shape": "x".join(map(str, shape)),
                 }

@@ -121,8 +121,7 @@ def measure(prior: Prior, case: Case, options: argparse.Namespace) -> Iterator[R
 
 
 def _summary(values: list[float]) -> dict[str, Any]:
-    half = 1.96 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    return {"value": statistics.median(values), "n": len(values), "ci95": half}
+    return {"value": statistics.median(values), "n": len(values), "ci95": None}
 
 
 def main(arguments: list[str] | None = None) -> None:

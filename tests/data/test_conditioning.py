@@ -13,7 +13,7 @@ import torch
 from ambient_mri._checks import AmbientMRIError, DataError
 from ambient_mri.data.coil_compression import coil_compression
 from ambient_mri.data.oversampling import readout_oversampling, remove_readout_oversampling
-from ambient_mri.data.readers import RawScan, from_arrays, read_scan
+from ambient_mri.data.readers import DataWarning, RawScan, from_arrays, read_scan
 from ambient_mri.data.schema import read_prepared
 from ambient_mri.data.whitening import noise_covariance, periphery_covariance, read_noise_scan, whitening
 from ambient_mri.masks import RandomLines
@@ -97,6 +97,13 @@ class TestWhitening:
         done = condition(silent, None, Preparation(whiten=str(tmp_path / "noise.npy"))).raw.kspace
         found = covariance_of(done.swapaxes(0, 1).astype(complex))
         np.testing.assert_allclose(found, 2 * expected**2 * np.eye(4), atol=0.1 * 2 * expected**2)
+
+    def test_a_periphery_of_image_is_told(self) -> None:
+        clean = simulated_kspace(2, 4, 96, 80, noise_std=0)
+        raw = from_arrays((clean + 1e-3 * white(clean.shape)).astype(np.complex64))
+        with pytest.warns(DataWarning, match=r"times as strong as the noise: whitening by it takes image for noise"):
+            scan = prepare_scan(raw, LAW, Preparation(whiten="periphery"))
+        assert any("takes image for noise" in note for note in scan.preparation["notes"])
 
     def test_preparation_from_the_periphery(self) -> None:
         mix = random_mix(4)
@@ -235,6 +242,7 @@ class TestCompression:
         found = covariance_of(out[0][:, full].astype(complex))
         np.testing.assert_allclose(found, 2 * np.eye(3), atol=0.25)
 
+    @pytest.mark.filterwarnings("ignore:.*the periphery of k-space is")  # so small a k-space is all signal
     def test_preparation_records_what_it_did(self, tmp_path: Path) -> None:
         source = with_size(64, 40, 6).write(tmp_path / "a.h5")
         settings = Preparation(coils=3, compression="geometric", whiten="periphery", crop_readout=True)

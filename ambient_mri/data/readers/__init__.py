@@ -5,7 +5,7 @@ from __future__ import annotations
 import h5py
 
 from ambient_mri._checks import DataError
-from ambient_mri.data.files import PathLike, SliceSelection, open_hdf5, require_file
+from ambient_mri.data.files import PathLike, SliceSelection, is_hdf5, open_hdf5, require_file
 from ambient_mri.data.readers.fastmri import read_fastmri
 from ambient_mri.data.readers.numpy_arrays import from_arrays, read_npy, read_npz
 from ambient_mri.data.readers.prepared import read_prepared_as_raw
@@ -39,8 +39,7 @@ def read_scan(path: PathLike, slices: SliceSelection = None) -> RawScan:
         return read_npy(file, slices)
     if start.startswith(b"PK\x03\x04"):
         return read_npz(file, slices)
-    # The second test finds the signature behind a user block; it fails on truncated files, the first does not.
-    if start == b"\x89HDF\r\n\x1a\n" or h5py.is_hdf5(file):
+    if is_hdf5(file):
         return _read_hdf5(file, slices)
     raise DataError(
         f"{file}: not a k-space file of a known kind (fastMRI HDF5, prepared scan, .npy, .npz). "

@@ -71,8 +71,9 @@ def read_fastmri(path: PathLike, slices: SliceSelection = None) -> RawScan:
     kspace = kspace if kspace.ndim == 4 else kspace[:, None]
     header["readout_axis"] = readout_axis(header, kspace.shape[-2:])
     other = _header_suspicions(header, kspace.shape[-2:])
-    if other:  # its limits count lines of another matrix
-        header.pop("encoding_limits", None)
+    if other:  # its limits count lines of another matrix, which its field of view is of, too
+        for name in ("encoding_limits", "encoded_fov_mm"):
+            header.pop(name, None)
     sampling = describe_sampling(
         support_of(kspace),
         stored,

@@ -7,6 +7,7 @@ read in two ways is refused with the line of code that makes it plain.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +65,7 @@ def read_npz(path: PathLike, slices: SliceSelection = None) -> RawScan:
             arrays = {key: archive[key] for key in _KEYS if key in archive.files}
     except DataError:
         raise
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{file}: NumPy cannot read it ({error}). Is it truncated, or saved with pickle?") from error
     return _from_mapping(arrays, file, slices)
 

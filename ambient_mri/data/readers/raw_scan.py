@@ -73,7 +73,8 @@ class RawScan:
     def estimated_maps(self) -> bool:
         """Whether a preparation estimated the coil maps from this scan's own lines."""
         made = str(self.attrs.get("maps", ""))
-        return self.coil_maps is not None and ("espirit/" in made or "low_resolution" in made)
+        known = ("espirit/", "low_resolution", "single_coil")
+        return self.coil_maps is not None and any(name in made for name in known)
 
     @property
     def shape(self) -> tuple[int, int]:
