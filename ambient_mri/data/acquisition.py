@@ -17,7 +17,7 @@ the zero padding outside it is no measurement, and belongs neither to a loss nor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -185,12 +185,17 @@ def _any(mask: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
 
 
 def _infer_masks(support: np.ndarray, empty: np.ndarray) -> np.ndarray:
-    """(slices or 1, H, W) from exact zeros: one mask for all slices unless a slice plainly has its own."""
+    """(slices or 1, H, W) from exact zeros: one for all slices, unless a slice plainly has its own or lost lines."""
     merged = _whole_lines(_any(support, 0))
     single = [merged if empty[i] else _whole_lines(part) for i, part in enumerate(support)]
-    if max(np.mean(mask != merged) for mask in single) <= 0.01:
+    if not _lines_lost(single, merged) and max(np.mean(mask != merged) for mask in single) <= 0.01:
         return merged[None]
     return np.stack(single)
+
+
+def _lines_lost(masks: Iterable[np.ndarray], merged: np.ndarray) -> bool:
+    """Whether one of the masks (H, W) has nothing on a whole row or column that ``merged`` has."""
+    return any((_any(merged, axis) & ~_any(mask, axis)).any() for mask in masks for axis in (0, 1))
 
 
 def _whole_lines(support: np.ndarray) -> np.ndarray:
@@ -204,7 +209,10 @@ def _reconcile(
     stored: np.ndarray, support: np.ndarray, header: tuple[Interval | None, Interval | None], log: _Log, where: object
 ) -> np.ndarray:
     """What the stored mask and the data agree on, (slices or 1, H, W)."""
-    parts = [_any(support, 0)] if len(stored) == 1 else list(support)
+    merged = _any(support, 0)
+    if len(stored) == 1 and _lines_lost((part for part in support if part.any()), merged & stored[0]):
+        stored = np.broadcast_to(stored, support.shape)
+    parts = [merged] if len(stored) == 1 else list(support)
     masks = [_reconcile_one(mask, part, header, log, where) for mask, part in zip(stored, parts, strict=True)]
     log.notes[:] = dict.fromkeys(log.notes)
     log.suspicions[:] = dict.fromkeys(log.suspicions)

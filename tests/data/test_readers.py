@@ -636,3 +636,15 @@ def test_real_numbers_made_complex_are_told() -> None:
 def test_an_image_of_a_few_rows_is_an_axis_elsewhere(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match="The last two axes are those of the image"):
         from_arrays(np.full(shape, 1 + 1j, np.complex64))
+
+
+@pytest.mark.filterwarnings("ignore::ambient_mri.data.readers.DataWarning")  # white noise has no centre
+@pytest.mark.parametrize("mask", [None, np.ones(256, dtype=bool)], ids=["inferred", "stored"])
+def test_lines_that_one_slice_lost_are_no_measured_zeros(mask: np.ndarray | None) -> None:
+    generator = np.random.default_rng(0)
+    kspace = (generator.normal(size=(3, 2, 32, 256)) + 1j).astype(np.complex64)
+    kspace[1, ..., [127, 129]] = 0
+    kspace[0, :, 5, 7] = 0  # a single zero is no lost line
+    scan = from_arrays(kspace, mask)
+    assert scan.mask.shape == (3, 1, 1, 256) and not scan.fully_sampled
+    assert [int(m.sum()) for m in scan.mask] == [256, 254, 256] and not scan.mask[1, ..., [127, 129]].any()
