@@ -39,6 +39,7 @@ __all__ = ["evaluate", "find_priors", "real_heads", "sheet"]
 log = logging.getLogger(__name__)
 
 BENCHMARK = "gpu_quality"
+DEFINITIONS = {"seconds": "Wall-clock seconds of one slice, all together; the first call of a network is counted."}
 # Rows, (slice, sample) pairs, that a sampler works on at a time.
 ROWS = {"cpu": 32, "cuda": 512}
 
@@ -107,7 +108,8 @@ def evaluate(
                 return False
             rows = _rows(name, method, scans, references, factors)
             path.parent.mkdir(parents=True, exist_ok=True)
-            append_records(path, BENCHMARK, "python benchmarks/gpu/run.py evaluate", settings or {}, rows=rows)
+            command = "python benchmarks/gpu/run.py evaluate"
+            append_records(path, BENCHMARK, command, settings or {}, definitions=DEFINITIONS, rows=rows)
     return True
 
 
