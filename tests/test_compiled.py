@@ -12,6 +12,7 @@ from torch._functorch import config as functorch_config
 
 from ambient_mri import load_prior
 from ambient_mri._checks import AmbientMRIError
+from ambient_mri.networks import ComplexMagnitudePreservingUNet, MagnitudePreservingUNet
 from ambient_mri.networks.compiled import cpp_compiler
 from ambient_mri.prior import Prior, build_model
 from ambient_mri.sampling.guidance import value_and_vjp
@@ -76,3 +77,25 @@ def test_the_compiler_named_in_cxx_is_the_one(monkeypatch: pytest.MonkeyPatch) -
     assert cpp_compiler() == "/found/my-compiler"
     monkeypatch.delenv("CXX")
     assert cpp_compiler() == "/found/g++"
+
+
+@pytest.mark.parametrize("network", [MagnitudePreservingUNet, ComplexMagnitudePreservingUNet])
+def test_a_network_is_one_graph(network: type[torch.nn.Module]) -> None:
+    # Where Python has to look at a tensor, a graph ends: dozens of small ones save nothing, and are made for all sizes.
+    net = network(4, 2, condition_dim=8, channels=8, multipliers=[1, 2], fold=2).eval()
+    whole = torch.compile(net, backend="eager", fullgraph=True)
+    x, sigma, condition = torch.randn(2, 4, 16, 16), torch.zeros(2), torch.zeros(2, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(whole(x, sigma, condition), net(x, sigma, condition))
+    whole(x.requires_grad_(), sigma, condition)
+
+
+def test_networks_made_in_inference_mode_compute_in_it() -> None:
+    with torch.inference_mode():
+        net = MagnitudePreservingUNet(4, 2, condition_dim=8, channels=8, multipliers=[1], fold=2).eval()
+        assert next(net.parameters()).is_inference()
+        x, sigma, condition = torch.randn(1, 4, 16, 16), torch.zeros(1), torch.zeros(1, 8)
+        first = net(x, sigma, condition)
+        for parameter in net.parameters():  # nothing of before is kept
+            parameter.copy_(torch.randn_like(parameter))
+        assert not torch.equal(net(x, sigma, condition), first)

@@ -64,9 +64,10 @@ class UnitNorm(nn.Module):
         What changes the stored weights in place by ``.data``, as fused optimisers and averaging do, leaves no trace
         on them: nothing is kept in training mode, nor over ``eval()`` and ``train()``, which stand between.
         """
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._made(scale)
         stored = (self.weight, *([] if self.gain is None else [self.gain]))
-        unversioned = any(t.is_inference() for t in stored)
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or unversioned:
+        if any(t.is_inference() for t in stored):  # they know nothing of their changes
             return self._made(scale)
         key = (scale, *((t.data_ptr(), t._version, t.dtype, t.device) for t in stored))
         if self._kept is None or self._kept[0] != key:
