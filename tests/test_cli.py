@@ -105,7 +105,9 @@ def test_help_loads_nothing_heavy() -> None:
     assert not loaded & {"torch", "numpy", "h5py", "sigpy", "hydra", "pytorch_lightning", "matplotlib", "scipy", "rich"}
 
 
-@pytest.mark.parametrize("name", ["__init__", "parser", "commands", "files", "terminal", "prepare", "doctor", "sample"])
+@pytest.mark.parametrize(
+    "name", ["__init__", "parser", "commands", "files", "options", "terminal", "prepare", "doctor", "sample"]
+)
 def test_the_command_line_imports_no_torch_by_itself(name: str) -> None:
     source = (Path(cli.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
     top = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]

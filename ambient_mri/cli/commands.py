@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ambient_mri._checks import AmbientMRIError, DataError, require
-from ambient_mri.cli.files import check_writable, load_array, refuse, unused
+from ambient_mri.cli.files import check_writable, load_array, unused
+from ambient_mri.cli.options import refuse
 from ambient_mri.cli.terminal import log_to_stderr, show_facts
 
 if TYPE_CHECKING:

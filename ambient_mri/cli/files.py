@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import tempfile
 from collections.abc import Sequence
@@ -123,13 +122,3 @@ def _load(path: str, name: str, default: str) -> np.ndarray:
         missing = f"{file}: no array {chosen!r}; it holds {known}. Name it: {path}:NAME."
         require(chosen in content.files, missing, DataError)
         return content[chosen]
-
-
-def refuse(options: argparse.Namespace, *names: str, because: str) -> None:
-    """End the command where options were given (not None, not False) that would do nothing.
-
-    Raises:
-        AmbientMRIError: It names them, and why.
-    """
-    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False)]
-    require(not given, f"{', '.join(given)}: {because}")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ambient_mri._checks import require
-from ambient_mri.cli.files import kspace_files, refuse
+from ambient_mri.cli.files import kspace_files
+from ambient_mri.cli.options import refuse
 from ambient_mri.cli.terminal import show_facts
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ambient_mri._checks import AmbientMRIError, PriorError, require
 from ambient_mri.cli.commands import check_device
-from ambient_mri.cli.files import check_writable, refuse
+from ambient_mri.cli.files import check_writable
+from ambient_mri.cli.options import refuse
 from ambient_mri.cli.terminal import show_facts
 
 if TYPE_CHECKING:

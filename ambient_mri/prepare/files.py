@@ -320,7 +320,7 @@ def _attempt(job: _Job) -> str:
     try:
         prepare_file(job.source, job.target, law=job.law, settings=job.settings, device=job.device)
     except Exception as error:  # one file ends no batch, whatever is wrong with it
-        text = str(error) or "out of memory"
+        text = str(error) or ("out of memory" if isinstance(error, MemoryError) else "no reason given")
         if not isinstance(error, AmbientMRIError | MemoryError):
             log.debug("%s", job.source, exc_info=True)
             text = f"{type(error).__name__}: {text}"
