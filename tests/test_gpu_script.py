@@ -78,7 +78,7 @@ def test_rehearsal_from_start_to_finish_interrupted_and_resumed(module: object, 
     assert len(em.model.error_sigmas) > 0  # type: ignore[arg-type]
     found = torch.load(state / "stages" / "em3" / "images" / "val" / "0000.pt", weights_only=True)
     scans, before = load_scans(state / "data" / "val", torch.device("cpu")), load_prior(state / "stages/em2/prior")
-    sampler, batch = make_sampler("split_gibbs", steps=3), scans.batch(range(len(found)))
+    sampler, batch = make_sampler("split_gibbs", steps=3, eta=1.0), scans.batch(range(len(found)))
     means, samples = (reconstruct_rows(before, batch, sampler, 3, n) for n in (2, 1))
     assert torch.allclose(found, means, atol=1e-4) and not torch.allclose(found, samples, atol=1e-2)
     methods = {row["method"] for row in read_records(state / "records" / "gpu_quality.json").rows}

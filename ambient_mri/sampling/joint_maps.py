@@ -139,7 +139,8 @@ class _JointSplitGibbs(SplitGibbs):
     def __init__(
         self, measurement: Measurement, settings: JointSettings, *, noise_floor: Tensor, temper: float = 0.0
     ) -> None:
-        super().__init__(settings.steps, data_step=settings.data_step, error="white")
+        # Kept noise leans towards the data: to what wrong maps explain.
+        super().__init__(settings.steps, eta=1.0, data_step=settings.data_step, error="white")
         if measurement.coil_maps is None:
             raise AmbientMRIError("joint estimation starts from coil maps; the measurement has none.")
         self.measurement, self.settings = measurement, settings

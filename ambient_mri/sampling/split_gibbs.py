@@ -63,8 +63,8 @@ class SplitGibbs(WithLocalError):
 
     Args:
         steps: Number of noise levels.
-        eta: Share of fresh noise, above 0; 1 is the Gibbs sampler. With 0.85 means are better and samples wider where
-            A, noise_std and the prior are right; what is kept leans towards the data, also where these are wrong.
+        eta: Share of fresh noise, above 0; 1 is the Gibbs sampler. Kept noise makes means better and samples wider, and
+            leans towards the data, also where A, noise_std or the prior are wrong.
         final: ``"sample"``: the last step is perturbed like every other, and the result is a sample. ``"mean"``: it is
             not, and the result is the mean of x0 given y and the last state, with less noise and too small a variance.
         options: Of :class:`WithLocalError`.
@@ -74,7 +74,7 @@ class SplitGibbs(WithLocalError):
 
     name: ClassVar[str] = "split_gibbs"
 
-    def __init__(self, steps: int = 50, *, eta: float = 1.0, final: str = "sample", **options: Any) -> None:
+    def __init__(self, steps: int = 50, *, eta: float = 0.9, final: str = "sample", **options: Any) -> None:
         super().__init__(steps, **options)
         require(0 < eta <= 1, f"eta must lie between 0 and 1, 1 included; got {eta}.")
         check_option("final", final, ("sample", "mean"))

@@ -55,6 +55,7 @@ from ambient_mri.training.draws import Draw, draw_of, draws_of_card, mask_digest
 from ambient_mri.training.sources import progress
 
 __all__ = [
+    "FRESH_NOISE",
     "METHODS",
     "Reconstruct",
     "StepSettings",
@@ -75,6 +76,8 @@ StepSettings: TypeAlias = dict[str, str | int | float | None]
 # One image a row of a measurement, (b, 1, H, W), in scaled units.
 Reconstruct: TypeAlias = Callable[[Measurement], Tensor]
 
+# eta of split Gibbs in E-steps: every prior and benchmark of EM here was made with it, with another one none.
+FRESH_NOISE = 1.0
 # E-steps that need no prior, by name.
 METHODS: dict[str, Reconstruct] = {"l1_wavelet": l1_wavelet}
 
@@ -310,7 +313,7 @@ def _by_prior(options: argparse.Namespace, files: Sequence[Path]) -> list[Path]:
     prior = load_prior(options.prior, device=options.device, compile=options.compile)
     name = options.sampler or ("split_gibbs" if prior.kind == "clean" else "one_step")
     start = None if options.start_sd is None else options.start_sd * prior.model.sd
-    chosen = {"final": options.final} if name == "split_gibbs" else {}
+    chosen = {"final": options.final, "eta": FRESH_NOISE} if name == "split_gibbs" else {}
     ladder = {} if name == "one_step" else {"steps": options.steps, "sigma_max": start, **chosen}
     sampler = make_sampler(name, **ladder)
     return expectation(

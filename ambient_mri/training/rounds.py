@@ -44,7 +44,7 @@ from ambient_mri.sampling import make_sampler
 from ambient_mri.sampling.base import Sampler
 from ambient_mri.training.assess import Assessment, Settings, assess
 from ambient_mri.training.draws import draw_of, draws_of_card, record_draws
-from ambient_mri.training.em import METHODS, StepSettings, claim, settings_of
+from ambient_mri.training.em import FRESH_NOISE, METHODS, StepSettings, claim, settings_of
 from ambient_mri.training.estep import by_method, by_prior
 from ambient_mri.training.estimates import evenly_spaced
 from ambient_mri.training.export import find_prior
@@ -223,7 +223,7 @@ def _sampler(cfg: DictConfig, prior: Prior, final: str = "sample") -> Sampler:
     if prior.kind != "clean":
         return make_sampler("one_step")
     start = None if cfg.em.start_sd is None else cfg.em.start_sd * prior.model.sd
-    return make_sampler("split_gibbs", steps=cfg.em.steps, sigma_max=start, final=final)
+    return make_sampler("split_gibbs", steps=cfg.em.steps, sigma_max=start, final=final, eta=FRESH_NOISE)
 
 
 def _m_step(cfg: DictConfig, folder: Path, previous: str | Path | None, prior: Prior | None, number: int) -> DictConfig:

@@ -32,7 +32,7 @@ from ambient_mri.sampling import make_sampler
 from ambient_mri.tensors import keyed_generator
 from ambient_mri.training import callbacks as cb
 from ambient_mri.training.draws import Draw, second_draws
-from ambient_mri.training.em import reconstruct_rows
+from ambient_mri.training.em import FRESH_NOISE, reconstruct_rows
 from ambient_mri.training.error_curve import error_curve
 from ambient_mri.training.export import export_prior, newest_checkpoint, warm_start
 from ambient_mri.training.loggers import MetricsFile
@@ -334,7 +334,8 @@ def expectation(
     device = scans.lines.device
     ambient = prior.kind == "ambient"
     first = None if start_sd is None else start_sd * prior.model.sd
-    sampler = make_sampler("one_step") if ambient else make_sampler("split_gibbs", steps=steps, sigma_max=first)
+    ladder = {"steps": steps, "sigma_max": first, "eta": FRESH_NOISE}
+    sampler = make_sampler("one_step") if ambient else make_sampler("split_gibbs", **ladder)
     parts = []
     for number, start in enumerate(range(0, len(scans), batch_size)):
         path = folder / f"{number:04d}.pt"

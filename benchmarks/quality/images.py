@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from image_baselines import candidates
 from image_features import DIMENSION, Classifier, trained_classifier
 from image_noise import noise_levels, noise_rows
-from images_plan import BUDGETS, CASES, Budget, Case, source
+from images_plan import BUDGETS, CASES, ETA, Budget, Case, source
 from images_report import DEFINITIONS, tables
 from ledger import recorded_command
 from training_runs import TrainedEvaluation, arguments_of, parser_of, say, train_once
@@ -182,14 +182,14 @@ class Evaluation(TrainedEvaluation[Budget]):
             return
         if not case.missing:
             self.record(case, f"{objective}/denoiser/point", partial(timed, lambda: prior.model(m.y, m.noise_std)))
-        for name, steps in {
-            "split_gibbs": budget.sampler_steps,
-            **({"mmps": budget.mmps_steps} if case.missing else {}),
-        }.items():
+        ways: dict[str, tuple[int, dict[str, float]]] = {"split_gibbs": (budget.sampler_steps, {"eta": ETA})}
+        if case.missing:
+            ways["mmps"] = (budget.mmps_steps, {})
+        for name, (steps, options) in ways.items():
             self.posterior(
                 case,
                 f"{objective}/{name}",
-                partial(restore_rows, prior, m, case.corruption, make_sampler(name, steps=steps)),
+                partial(restore_rows, prior, m, case.corruption, make_sampler(name, steps=steps, **options)),
                 steps,
             )
 

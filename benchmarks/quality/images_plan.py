@@ -86,6 +86,8 @@ class Case:
         return ["experiment=cifar10_denoising", f"data.noise_std={self.noise_std}"]
 
 
+# Of split Gibbs: the record was made with the Gibbs sampler.
+ETA = 1.0
 CASES = [Case(m, 0.0) for m in (0.2, 0.4, 0.6, 0.8)] + [Case(0.0, s) for s in (0.1, 0.2)]
 
 

@@ -35,7 +35,7 @@ from ambient_mri.report.records import ResultFile, read_records
 from ambient_mri.report.tables import markdown_table
 from ambient_mri.tensors import keyed_generator
 from benchmarks.quality.cases import FITTED, LAWS, Case, real_cases, simulated_cases
-from benchmarks.quality.ledger import Ledger, recorded_command
+from benchmarks.quality.ledger import Ledger, provenance, recorded_command
 from benchmarks.quality.reconstruct import RESULTS, rows_of
 
 METHODS = ("espirit", "joint", "full")
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     settings = {"prior": prior.name, "samples": options.samples, "steps": options.steps, "sampler": "split_gibbs"}
     settings |= {"networks": "compiled"} if options.compile else {}
     command = recorded_command("benchmarks/quality/maps.py", sys.argv[1:] if arguments is None else arguments)
-    book = Ledger(path, command, settings, definitions=FITTED)
+    book = Ledger(path, command, settings, {"priors": {"em": provenance(prior)}}, FITTED)
     done = {(r["case"], r["acceleration"], r["mask"], r["acs_lines"], r.get("law", "random")) for r in book.rows}
     for case, acs, law in cases(options):
         if (case.name, case.acceleration, case.mask_index, acs, law) in done:

@@ -150,12 +150,12 @@ def one_step_unit(name: str, prior: Prior) -> Unit:
     return Unit((method,), run)
 
 
-def samples_unit(name: str, prior: Prior, samples: int, steps: int) -> Unit:
-    """Split Gibbs: the mean of the samples, and the first of them."""
+def samples_unit(name: str, prior: Prior, samples: int, steps: int, **options: Any) -> Unit:
+    """Split Gibbs, ``options`` its own: the mean of the samples, and the first of them."""
     mean, single = f"{name}/split_gibbs/mean{samples}", f"{name}/split_gibbs/sample"
 
     def run(case: Case) -> list[Estimate]:
-        rec, seconds = ours(case, prior, "split_gibbs", samples, steps)
+        rec, seconds = ours(case, prior, make_sampler("split_gibbs", steps=steps, **options), samples, None)
         std = None if rec.magnitude_std is None else rec.magnitude_std[0]
         chi2 = {"chi2_residual": float(rec.residual[0])}
         first = Estimate(mean, np.abs(rec.mean[0]), seconds, {"nfe": steps}, chi2, honesty(case, rec), std)

@@ -44,6 +44,8 @@ __all__ = [
 ADPS_WEIGHTS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 # A-DPS takes 500 steps with a gradient each: two samples are what a table can afford.
 ADPS_SAMPLES = 2
+# Of split Gibbs: priors are compared by the Gibbs sampler, which all of their records were made with.
+ETA = 1.0
 # MSM evaluates the network with four masks a step.
 MSM_SAMPLES = 4
 
@@ -111,7 +113,9 @@ def methods_of(
             for name, (sampler, q) in adps.items()
         }
     found = {
-        f"{objective}/split_gibbs/mean{samples}": _posterior(prior, make_sampler("split_gibbs", steps=steps), samples),
+        f"{objective}/split_gibbs/mean{samples}": _posterior(
+            prior, make_sampler("split_gibbs", steps=steps, eta=ETA), samples
+        ),
         f"{objective}/dds/point": _posterior(prior, make_sampler("dds", steps=steps), 1),
     }
     if prior.kind == "ambient":

@@ -28,7 +28,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -45,7 +45,7 @@ from ambient_mri.report.records import Row, read_records  # noqa: E402
 from ambient_mri.report.tables import markdown_table  # noqa: E402
 from ambient_mri.sampling import make_sampler  # noqa: E402
 from ambient_mri.tensors import keyed_generator  # noqa: E402
-from benchmarks.quality.cases import ACS, FITTED, LAWS, OBJECT, noise_of  # noqa: E402
+from benchmarks.quality.cases import ACS, FITTED, LAWS, OBJECT  # noqa: E402
 from benchmarks.quality.ledger import Ledger, recorded_command  # noqa: E402
 from benchmarks.quality.methods import reference_noise  # noqa: E402
 from benchmarks.quality.reconstruct import SCANS, Case, score, simulated_cases  # noqa: E402
@@ -121,7 +121,7 @@ def scans(root: str | None, limit: int | None) -> Iterator[Scan]:
 
 
 def run(
-    case: Case, prior: Prior, sampler: str, steps: int, samples: int, noise_std: float
+    case: Case, prior: Prior, sampler: str, steps: int, samples: int, noise_std: float | None
 ) -> tuple[Reconstruction, float]:
     """The reconstruction as a user makes it, and its seconds."""
     start = time.perf_counter()
@@ -172,7 +172,7 @@ def plan(options: argparse.Namespace, law: str, acceleration: int) -> list[Plann
 
 def rows_of(case: Case, law: str, prior: Prior, options: argparse.Namespace, present: list[Row]) -> Iterator[list[Row]]:
     """The rows of every run that is missing, a run at a time."""
-    estimated: float | None = None
+    estimated: float | None = None  # by the reconstruction itself: where nothing but signal is in sight, coils lower it
     for planned in plan(options, law, case.acceleration):
         sampler, steps, noise_factor = planned.sampler, planned.steps, planned.noise_factor
         method = f"{options.label}/{sampler}/mean{planned.samples}"
@@ -180,9 +180,10 @@ def rows_of(case: Case, law: str, prior: Prior, options: argparse.Namespace, pre
         factors |= {"steps": steps, "noise_factor": noise_factor}
         if any(all(row.get(name) == value for name, value in factors.items()) for row in present):
             continue
-        estimated = noise_of(case.kspace, case.mask) if estimated is None else estimated
-        began = time.process_time()
-        found, seconds = run(case, prior, sampler, steps, planned.samples, noise_factor * estimated)
+        if noise_factor != 1 and estimated is None:
+            estimated = float(run(case, prior, "dds", 1, 1, None)[0].noise_std[0])
+        began, told = time.process_time(), None if noise_factor == 1 else noise_factor * cast(float, estimated)
+        found, seconds = run(case, prior, sampler, steps, planned.samples, told)
         status = found.settings["run"]
         cost = {"nfe": status["evaluations"], "gradients": status["gradients"], "seconds": seconds}
         cost |= {"processor_seconds": time.process_time() - began}

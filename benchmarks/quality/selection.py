@@ -33,6 +33,8 @@ from benchmarks.quality.reconstruct import RESULTS, all_rows_of, missing_units  
 
 NOISE = (0.003, 0.006, 0.012)
 LAWS = {"random": (4, 8), "poisson": (8,)}
+# Of split Gibbs: all priors of the record were compared by the Gibbs sampler.
+ETA = 1.0
 POSITIONS = (0.4, 0.6)  # of the slices of a volume
 
 
@@ -97,7 +99,9 @@ def main(arguments: list[str] | None = None) -> None:
     named = {"priors": {name: provenance(prior) for name, prior in priors.items()}}
     command = recorded_command("benchmarks/quality/selection.py", sys.argv[1:] if arguments is None else arguments)
     book = Ledger(options.out / "selection.json", command, settings, named, FITTED)
-    units = [methods.samples_unit(name, prior, options.samples, options.steps) for name, prior in priors.items()]
+    units = [
+        methods.samples_unit(name, prior, options.samples, options.steps, eta=ETA) for name, prior in priors.items()
+    ]
     index, count = (int(n) for n in options.part.split("/"))
     for contrast, case in list(cases(Path(os.environ["AMBIENT_MRI_DATA"])))[index::count]:
         for unit in missing_units(case, units, book):
