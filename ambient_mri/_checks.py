@@ -30,6 +30,11 @@ def require(condition: bool, message: str, error: type[Exception] = AmbientMRIEr
         raise error(message)
 
 
+def reason_of(error: BaseException) -> str:
+    """What an exception says, its first line; its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def check_shape(name: str, tensor: Tensor, expected: Sequence[int | None], hint: str = "") -> None:
     """Raise unless ``tensor`` has the ``expected`` shape; ``None`` matches any length.
 

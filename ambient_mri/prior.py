@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ambient_mri._checks import PriorError, check_option, require
+from ambient_mri._checks import PriorError, check_option, reason_of, require
 from ambient_mri._files import write_atomically
 from ambient_mri.comparators import FeedForward, ProjectedNoiseDenoiser
 from ambient_mri.denoiser import CleanDenoiser, ConditionalDenoiser, Denoiser, ProfileEncoder
@@ -119,7 +119,7 @@ class Prior:
                 for name in ("prior.json", "weights.safetensors")
             ]
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = reason_of(error)
             raise PriorError(
                 f"no prior could be fetched from {repo_id!r} (revision {revision or 'main'}): {reason} "
                 "A prior repository holds prior.json and weights.safetensors."

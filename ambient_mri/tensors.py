@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
@@ -26,6 +27,7 @@ __all__ = [
     "choose_device",
     "complex_randn",
     "from_channels",
+    "full_precision",
     "keyed_generator",
     "per_row",
     "rand_rows",
@@ -217,6 +219,23 @@ def rand_rows(generators: RowGenerators, count: int, device: torch.device | str 
     return drawn if device is None else drawn.to(device)
 
 
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Products of float32 and complex64 tensors on a GPU with all of their 24 bits, whatever TensorFloat-32 is set to.
+
+    For what lam_t divides: 11 bits of data are noise of a thousandth of them, and lam_t may be a ten-thousandth.
+    """
+    before = torch.get_float32_matmul_precision()
+    if device.type != "cuda" or before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def choose_device(device: str | torch.device) -> torch.device:
     """The device; "auto" takes a GPU where there is one.
 
@@ -226,6 +245,7 @@ def choose_device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.zeros(0, device=device).device
+        torch.zeros(0, device=device)
+        return torch.device(device)  # as it was named: "cuda" is any GPU, "cuda:0" is one
     except (RuntimeError, AssertionError) as error:  # a name that is none; a build without this device
         raise AmbientMRIError(f"device {device!s} cannot be used: {' '.join(str(error).split())}") from error

@@ -24,7 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ambient_mri._checks import AmbientMRIError, require
+from ambient_mri._checks import AmbientMRIError, reason_of, require
 
 __all__ = ["compose", "config_dir", "main"]
 
@@ -72,9 +72,7 @@ def compose(overrides: Sequence[str] = (), *, extra_dir: str | Path | None = Non
             return found
     except (HydraException, OmegaConfBaseException) as error:
         wrong = getattr(error, "override", None)
-        raise AmbientMRIError(
-            f"{wrong}: {str(error).splitlines()[0]}" if wrong else _explain(str(error), overrides)
-        ) from error
+        raise AmbientMRIError(f"{wrong}: {reason_of(error)}" if wrong else _explain(str(error), overrides)) from error
     finally:
         GlobalHydra.instance().clear()
 

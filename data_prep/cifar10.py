@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ambient_mri._checks import AmbientMRIError, DataError, require
+from ambient_mri._checks import AmbientMRIError, DataError, reason_of, require
 from ambient_mri._files import write_atomically
 
 TRAINING = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
@@ -44,7 +44,7 @@ def read_batches(source: Path) -> dict[str, bytes]:
                 members = {Path(m.name).name: m for m in archive.getmembers() if Path(m.name).name in names}
                 found = {name: _content(archive, member) for name, member in members.items()}
         except (tarfile.TarError, OSError, EOFError) as error:
-            reason = str(error).splitlines()[0]
+            reason = reason_of(error)
             raise DataError(f"{source}: cannot be read as an archive ({reason}). Is the download complete?") from error
     missing = [name for name in names if name not in found]
     require(

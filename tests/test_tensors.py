@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ambient_mri.tensors import (
     RowStreams,
+    choose_device,
     complex_randn,
     from_channels,
+    full_precision,
     keyed_generator,
     per_row,
     rand_rows,
@@ -32,6 +35,32 @@ def test_complex_noise_has_unit_variance_per_real_part() -> None:
     assert float(n.imag.var()) == pytest.approx(1, abs=0.01)
     assert abs(float((n.real * n.imag).mean())) < 0.01
     assert complex_randn((2,), dtype=torch.complex128).dtype == torch.complex128
+
+
+def test_a_device_stays_as_it_was_named() -> None:
+    """ "cuda" is a GPU for each process, "cuda:0" is one: chosen twice, one must not become the other."""
+    with FakeTensorMode():  # of a GPU that is not here
+        assert choose_device("cuda") == torch.device("cuda") and choose_device("cuda").index is None
+        assert choose_device(choose_device("cuda")).index is None and choose_device("cuda:0").index == 0
+    assert choose_device(torch.device("cpu")) == torch.device("cpu")
+    with pytest.raises(ValueError, match="device nothing cannot be used"):
+        choose_device("nothing")
+
+
+def test_products_that_need_all_digits_have_them_on_a_gpu() -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with full_precision(torch.device("cuda")):
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+        with full_precision(torch.device("cpu")):
+            assert torch.get_float32_matmul_precision() == "high", "there it says something else"
+        with pytest.raises(KeyError), full_precision(torch.device("cuda")):
+            raise KeyError
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_rows_own_their_streams() -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import h5py
 import numpy as np
 
-from ambient_mri._checks import DataError, require
+from ambient_mri._checks import DataError, reason_of, require
 from ambient_mri._files import PathLike, atomic_path
 
 __all__ = [
@@ -65,7 +65,7 @@ def open_hdf5(path: PathLike) -> Iterator[h5py.File]:
         with h5py.File(file, "r", locking="best-effort") as handle:
             yield handle
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = reason_of(error)
         raise DataError(
             f"{file}: HDF5 cannot read it ({reason}). Is it truncated or damaged? "
             "Compare its size and checksum with the source, and copy it again."

@@ -162,7 +162,7 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         value = f"{value:.4g}"
     elif isinstance(value, Mapping):
-        value = ", ".join(f"{name} = {_value(entry)}" for name, entry in value.items())
+        value = ", ".join(f"{html.escape(str(name))} = {_value(entry)}" for name, entry in value.items())
         return value
     elif isinstance(value, list | tuple):
         return ", ".join(_value(entry) for entry in value)

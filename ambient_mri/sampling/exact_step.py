@@ -20,7 +20,7 @@ from ambient_mri.operators.fourier import Fourier2d, fft, ifft
 from ambient_mri.operators.linear_solvers import conjugate_gradient
 from ambient_mri.operators.masking import Mask
 from ambient_mri.sampling.data_step import DataStep, Slack, enough_energy
-from ambient_mri.tensors import add_scaled, per_row
+from ambient_mri.tensors import add_scaled, full_precision, per_row
 
 __all__ = ["ExactStep", "exact_bytes", "line_sense"]
 
@@ -146,7 +146,8 @@ class ExactStep(DataStep):
     def _by_position(self, x: Tensor, table: Tensor) -> Tensor:
         """Every readout position of ``x`` (b, 1, H, W) times its own matrix (slices, H, W, W), samples side by side."""
         places = x.reshape(self.slices, -1, *x.shape[-2:]).transpose(1, 2)
-        return (places @ table).transpose(1, 2).reshape(x.shape)
+        with full_precision(x.device):
+            return (places @ table).transpose(1, 2).reshape(x.shape)
 
 
 def exact_bytes(operator: LinearOperator, slices: int) -> int | None:
@@ -186,7 +187,8 @@ def _eigenvectors(maps: Tensor, lines: Tensor) -> tuple[Tensor, Tensor]:
     for i in range(slices):
         for first in range(0, height, _CHUNK):
             part = slice(first, first + _CHUNK)
-            block = kernel[i] * (columns[i, part].conj() @ columns[i, part].mT)
+            with full_precision(maps.device):
+                block = kernel[i] * (columns[i, part].conj() @ columns[i, part].mT)
             values, vectors = torch.linalg.eigh(block)
             basis[i, part], eigenvalues[i, part] = vectors.conj(), values.clamp_min(0)
     return basis, eigenvalues

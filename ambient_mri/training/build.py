@@ -7,7 +7,7 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from ambient_mri._checks import AmbientMRIError
+from ambient_mri._checks import AmbientMRIError, reason_of
 
 __all__ = ["build"]
 
@@ -23,5 +23,5 @@ def build(node: Any, **arguments: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, AmbientMRIError):
             raise error.__cause__ from None
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = reason_of(error.__cause__ or error)
         raise AmbientMRIError(f"{node.get('_target_', 'the configuration')} cannot be made: {reason}.") from error

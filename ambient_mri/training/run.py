@@ -319,6 +319,7 @@ def _finish(module: TrainingModule, trainer: pl.Trainer, export: _Exporter) -> N
         log.info("this run was complete: nothing to train")
         next(c for c in trainer.callbacks if isinstance(c, cb.EMA)).restore(module)  # type: ignore[attr-defined]
     module.eval()
+    module.to(trainer.strategy.root_device)  # Lightning has taken it to the processor, and error curves are long
     with torch.compiler.set_stance("force_eager"):  # as in validation
         export(module, trainer.global_step)
     log.info("prior: %s", export.folder)

@@ -119,10 +119,17 @@ def table(state: Path) -> str:
     if not path.is_file():
         return ""
     result = read_records(path)
-    rows = [r for r in result.rows if r["metric"] in ("psnr", "ssim")]
+    rows = _newest([r for r in result.rows if r["metric"] in ("psnr", "ssim")])
     text = markdown_table(rows, index=("acceleration",), metric=("psnr", "ssim"), definitions=result.definitions)
     path.with_suffix(".md").write_text(text + "\n")
     return text
+
+
+def _newest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of every method under the prior that stood behind its name last, without that prior."""
+    stands = {(r["method"], r["acceleration"]): (r.get("stage"), r.get("train_steps")) for r in rows}
+    kept = [r for r in rows if stands[r["method"], r["acceleration"]] == (r.get("stage"), r.get("train_steps"))]
+    return [{k: v for k, v in r.items() if k not in ("stage", "train_steps")} for r in kept]
 
 
 def _trained(priors: dict[str, Prior], method: str) -> dict[str, Any]:
@@ -231,17 +238,20 @@ def real_heads(state: Path, data: Path, *, samples: int = 8, seconds: float = 12
 
     Returns:
         Whether it came to its end; records of finished cases are kept either way.
+
+    Raises:
+        RuntimeError: With what it said, if it fails.
     """
     script = Path(__file__).resolve().parents[1] / "quality" / "reconstruct.py"
     if not (data / "multicoil_val_128").is_dir() or not script.is_file():
         log.info("no real scans in %s: left out", data)
         return True
-    folders = {n: state / "stages" / p.name / "prior" for n, p in find_priors(state, torch.device("cpu")).items()}
+    folders = _finished(state)
     command = [sys.executable, str(script), "--name", "gpu_heads", "--out", str(state / "records")]
     baselines = ["cg_sense"] if find_spec("sigpy") and find_spec("pywt") else []
     command += ["--samples", str(samples), "--baselines", *baselines, "--figures", str(state / "figures")]
     command += ["--ambient", str(folders["ambient"])] if "ambient" in folders else []
-    command += [a for n in ("em", "supervised") if n in folders for a in ("--clean", f"{n}={folders[n]}")]
+    command += [a for n, folder in folders.items() if n != "ambient" for a in ("--clean", f"{n}={folder}")]
     (state / "records").mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "AMBIENT_MRI_DATA": str(data), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     try:
@@ -249,5 +259,14 @@ def real_heads(state: Path, data: Path, *, samples: int = 8, seconds: float = 12
     except subprocess.TimeoutExpired:
         log.warning("real heads: out of time after %.0f s", seconds)
         return False
-    log.info("%s", (done.stdout or done.stderr)[-3000:])
-    return done.returncode == 0
+    if done.returncode != 0:
+        raise RuntimeError(f"{script.name} failed: {done.stderr[-3000:]}")
+    log.info("%s", done.stdout[-3000:])
+    return True
+
+
+def _finished(state: Path) -> dict[str, Path]:
+    """The prior folders of finished stages by stage, of EM the newest: weights that do not change any more."""
+    done = {p.parent.name: p.parent / "prior" for p in sorted((state / "stages").glob("*/done.json"))}
+    rounds = sorted((n for n in done if n.startswith("em")), key=_number)
+    return {n: done[n] for n in ("ambient", *rounds[-1:], "supervised") if n in done}

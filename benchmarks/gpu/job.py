@@ -18,10 +18,11 @@ import outbox
 import speed
 import torch
 from budget import BUDGETS, plan_of
+from compiling import faster_compiled
 from omegaconf import DictConfig, OmegaConf
 from resident import ResidentData, ResidentImages, ResidentScans, load_images, load_scans
 from simulation import Task, simulate
-from stages import UNPLANNED, Stage, card_of, expectation, faster_compiled, train_stage
+from stages import UNPLANNED, Stage, card_of, expectation, train_stage
 from torch import Tensor
 
 from ambient_mri.corruption import check_learnable
@@ -75,7 +76,6 @@ class Job:
         self.device = torch.device(options.device)
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True
-            torch.set_float32_matmul_precision("high")
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self.state / "inductor"))
 
     @property

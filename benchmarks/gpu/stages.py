@@ -10,10 +10,8 @@ ordinary run: killed or out of time, the same command goes on from the newest ch
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
-import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,13 +21,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from compiling import synchronize
 from omegaconf import DictConfig, OmegaConf
 from resident import LONGEST, ResidentData, ResidentImages, ResidentScans
-from torch import Tensor, nn
+from torch import Tensor
 
 from ambient_mri.prior import Prior, build_model, load_prior
 from ambient_mri.sampling import make_sampler
-from ambient_mri.tensors import keyed_generator
 from ambient_mri.training import callbacks as cb
 from ambient_mri.training.draws import Draw, second_draws
 from ambient_mri.training.em import FRESH_NOISE, reconstruct_rows
@@ -40,7 +38,7 @@ from ambient_mri.training.module import TrainingModule
 from ambient_mri.training.provenance import provenance, write_json
 from ambient_mri.training.setup import build
 
-__all__ = ["Stage", "expectation", "faster_compiled", "train_stage"]
+__all__ = ["Stage", "expectation", "train_stage"]
 
 log = logging.getLogger(__name__)
 
@@ -121,12 +119,12 @@ class Length(pl.Callback):
 
     def _time(self, trainer: pl.Trainer, module: Any, taken: int) -> None:
         if taken == _UNTIMED:
-            _wait(module.device)
+            synchronize(module.device)
             self._since = (trainer.global_step, time.monotonic())
         enough = taken >= 2 * _UNTIMED and self._since is not None and time.monotonic() - self._since[1] >= self.measure
         if not enough or self._since is None:
             return
-        _wait(module.device)
+        synchronize(module.device)
         now = time.monotonic()
         rate = (trainer.global_step - self._since[0]) / (now - self._since[1])
         left = max(self.seconds - (now - self._begin), 0.0)
@@ -199,7 +197,7 @@ def train_stage(
         next(c for c in trainer.callbacks if isinstance(c, cb.EMA)).restore(module)  # type: ignore[attr-defined]
     export(module, trainer.global_step)
     if complete and stage.kind == "clean":
-        _add_error_curve(stage.folder / "prior", data.val, module.device)
+        _add_error_curve(stage.folder / "prior", data.val)
     if complete:
         write_json(stage.folder / "done.json", {"steps": trainer.global_step, "minutes": stage.minutes})
     return complete
@@ -246,60 +244,12 @@ def _trainer(
     return trainer
 
 
-def _add_error_curve(folder: Path, images: Any, device: torch.device) -> None:
-    """Measure the clean prior's error on held-out images and store it with the prior: samplers read it as r_t."""
-    prior = load_prior(folder, device=device)
+def _add_error_curve(folder: Path, images: Any) -> None:
+    """Measure the clean prior's error on held-out images, where they are, and store it: samplers read it as r_t."""
+    prior = load_prior(folder, device=images.images.device)  # the module's is the processor: Lightning took it there
     model: Any = prior.model
     model.set_error_curve(*error_curve(model, images, count=min(64, len(images)), batch_size=32))
     prior.save(folder)
-
-
-def faster_compiled(
-    architecture: dict[str, Any], objective: Any, batch: Any, stored: Path, *, timed_steps: int = 10
-) -> bool:
-    """Whether training steps are faster with the network compiled; measured once, ``False`` where compiling fails.
-
-    Args:
-        architecture: Plain data that builds the model.
-        objective: The loss.
-        batch: On the device.
-        stored: File that keeps the answer and both speeds.
-        timed_steps: Steps that are timed.
-    """
-    known = _read(stored)
-    if known:
-        return bool(known["compiled"])
-    device = batch.noise_std.device
-    model = build_model(architecture).to(device)
-    images = batch.images if hasattr(batch, "images") else batch
-    speeds: dict[str, Any] = {"eager": _steps_per_second(model, objective, images, timed_steps) * len(batch)}
-    start = time.monotonic()
-    try:
-        candidate: Any = copy.deepcopy(model)
-        candidate.network.compile()
-        speeds["compiled_images"] = _steps_per_second(candidate, objective, images, timed_steps) * len(batch)
-    except Exception as error:  # whatever a compiler may say, training goes on without it
-        log.warning("torch.compile does not work here, going on without: %s", str(error).splitlines()[0][:200])
-    speeds["compile_seconds"] = time.monotonic() - start
-    compiled = speeds.get("compiled_images", 0.0) > 1.05 * speeds["eager"]
-    write_json(stored, {**speeds, "compiled": compiled})
-    log.info(
-        "training step: eager %.0f images/s, compiled %.0f", speeds["eager"], speeds.get("compiled_images", math.nan)
-    )
-    return compiled
-
-
-def _steps_per_second(model: nn.Module, objective: Any, batch: Any, count: int) -> float:
-    device = next(model.parameters()).device
-    for index in range(count + 3):
-        if index == 3:
-            _wait(device)
-            start = time.monotonic()
-        generators = [keyed_generator("speed", index, row, device=device) for row in range(len(batch))]
-        objective(model, batch, generators).value.backward()
-        model.zero_grad(set_to_none=True)
-    _wait(device)
-    return count / (time.monotonic() - start)
 
 
 def expectation(
@@ -319,7 +269,7 @@ def expectation(
     Args:
         prior: On the device.
         scans: What to reconstruct.
-        folder: Receives one file a batch; files that are there are kept.
+        folder: Receives one file a batch; files that are there are kept, unless they were made otherwise.
         steps: Noise levels of split Gibbs.
         start_sd: First of them in units of the prior's sd, where not the sampler's own.
         batch_size: Slices at a time.
@@ -330,9 +280,11 @@ def expectation(
     Returns:
         The images, or None where time ran out.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     device = scans.lines.device
     ambient = prior.kind == "ambient"
+    made_by = {"weights": prior.weights_hash(), "slices": len(scans), "rows": batch_size, "seed": seed}
+    made_by |= {} if ambient else {"steps": steps, "start_sd": start_sd, "average": average}
+    _only_made_by(folder, made_by)
     first = None if start_sd is None else start_sd * prior.model.sd
     ladder = {"steps": steps, "sigma_max": first, "eta": FRESH_NOISE}
     sampler = make_sampler("one_step") if ambient else make_sampler("split_gibbs", **ladder)
@@ -348,6 +300,20 @@ def expectation(
             path.with_suffix(".tmp").replace(path)
         parts.append(torch.load(path, weights_only=True).to(device))
     return ResidentImages(torch.cat(parts), scans.key)
+
+
+def _only_made_by(folder: Path, made_by: dict[str, Any]) -> None:
+    """Empty the folder of images unless they were made like this: a batch is told from others by its number alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = folder / "made_by.json"
+    if _read(stored) == made_by:
+        return
+    stale = sorted(folder.glob("*.pt"))
+    for path in stale:
+        path.unlink()
+    if stale:
+        log.warning("%s: %d files were made by another prior or with other settings; anew", folder, len(stale))
+    write_json(stored, made_by)
 
 
 def card_of(cfg: DictConfig, manifest: dict[str, Any], chain: Sequence[Draw]) -> dict[str, Any]:
@@ -380,8 +346,3 @@ def card_of(cfg: DictConfig, manifest: dict[str, Any], chain: Sequence[Draw]) ->
 
 def _read(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.is_file() else {}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

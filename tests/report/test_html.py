@@ -47,7 +47,7 @@ def test_report_of_a_reconstruction(picture: Path, tmp_path: Path) -> None:
         {
             "prior": "brain128",
             "sigma": (10.0, 0.0123456),
-            "sampler": {"name": "split_gibbs", "steps": 50},
+            "sampler": {"name": "split_gibbs", "steps": 50, "<script>": 1},
             "seed": None,
         },
         metrics={"psnr": 31.415, "ssim": None},
