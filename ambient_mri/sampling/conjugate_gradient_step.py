@@ -1,7 +1,12 @@
 r"""The data step by conjugate gradients from v, for any operator.
 
-For SENSE with one mask for all coils they are preconditioned by the diagonal of the system in k-space; where lam is one
-for each pixel, by the diagonal in the image. They stop when the residual is a tenth of lam r, the size of the prior's
+For SENSE with one mask for all coils they are preconditioned by the diagonal of the system in k-space, K. Where lam is
+one for each pixel, by T K T: K is that of its harmonic mean, lam_0, and T, with g the mean of the diagonal of A^H A,
+
+    T = diag( (g + lam_0) / (g + lam) )^(1/2)
+
+what the diagonal in the image makes of a lam that is not lam_0. Other operators have the diagonal in the image alone.
+They stop when the residual is a tenth of lam r, the size of the prior's
 own uncertainty in this equation (:func:`~ambient_mri.sampling.data_step.relative_tolerance`): few iterations where lam
 is large, and as many as weakly encoded directions need where it is small. Where the caller says what noise will hide an
 error (:class:`~ambient_mri.sampling.data_step.Slack`), the preconditioned ones stop before, where the error is a
@@ -25,9 +30,9 @@ from ambient_mri.tensors import add_scaled, keyed_generator, per_row, real_inner
 
 __all__ = ["ConjugateGradientStep"]
 
-# With a lam for each pixel, the diagonal in the image misses most: residual and error at which to stop, in shares of
-# those with one lam.
-_LOCAL_RESIDUAL, _LOCAL_HIDDEN = 0.1, 0.3
+# With a lam for each pixel residual and energy say less of the error: those at which to stop, in shares of those with
+# one lam; by T K T, and by the diagonal in the image, which misses most.
+_LOCAL, _LOCAL_IN_IMAGE = (0.4, 0.5), (0.1, 0.3)
 
 
 class ConjugateGradientStep(DataStep):
@@ -80,7 +85,7 @@ class ConjugateGradientStep(DataStep):
         local = lam.ndim > 1
         weight = lam if local else per_row(lam, guess)
         gain, precondition = self._preconditioner(lam, guess)
-        share = _LOCAL_HIDDEN if local else 1.0
+        of_residual, of_energy = (1.0, 1.0) if not local else _LOCAL_IN_IMAGE if self._blocks is None else _LOCAL
         result = conjugate_gradient(
             lambda p: add_scaled(self._normal(p), weight, p),
             add_scaled(data, weight, guess),
@@ -88,8 +93,8 @@ class ConjugateGradientStep(DataStep):
             residual=residual,
             precondition=precondition,
             max_iterations=self.max_iterations,
-            rtol=rtol * _LOCAL_RESIDUAL if local else rtol,
-            enough=None if gain is None or slack is None else enough_energy(gain, slack, guess, share),
+            rtol=rtol * of_residual,
+            enough=None if gain is None or slack is None else enough_energy(gain, slack, guess, of_energy),
         )
         self.iterations += result.iterations
         self.residual = result.residual
@@ -97,17 +102,26 @@ class ConjugateGradientStep(DataStep):
 
     def _preconditioner(self, lam: Tensor, like: Tensor) -> tuple[Tensor | None, Callable[[Tensor], Tensor] | None]:
         """Reciprocal of the diagonal that stands for the system, and D^-1."""
-        if lam.ndim > 1:
-            gain = (self._mean_gain(like) + lam).reciprocal()
-            return gain, lambda r: r * gain
         blocks = self._blocks
+        if lam.ndim > 1:
+            mean = self._mean_gain(like)
+            if blocks is None:
+                gain = (mean + lam).reciprocal()
+                return gain, lambda r: r * gain
+            middle = lam.reciprocal().mean(dim=(1, 2, 3)).reciprocal()
+            square = (mean + per_row(middle, lam)) / (mean + lam)
+            scale, inner = square.sqrt(), blocks.diagonal(middle).reciprocal()
+            gain = square.mean(dim=(1, 2, 3), keepdim=True) * inner
+            return gain, lambda r: scale * blocks.precondition(scale * r, inner)
         if blocks is None:
             return None, None
         gain = blocks.diagonal(lam).reciprocal()
         return gain, lambda r: blocks.precondition(r, gain)
 
     def _mean_gain(self, like: Tensor) -> Tensor:
-        """Mean of the diagonal of A^H A, (b, 1, 1, 1), by a probe that every row shares."""
+        """Mean of the diagonal of A^H A, (b, 1, 1, 1); where it is not known, by a probe that every row shares."""
+        if self._gain is None and self._blocks is not None:
+            self._gain = self._blocks.density.mean(dim=(1, 2, 3)).expand(self.slices)
         if self._gain is None:
             probe = torch.rand(like.shape[1:], generator=keyed_generator("mean gain"), dtype=torch.float64) < 0.5
             signs = (2.0 * probe - 1).to(like).expand(self.slices, *like.shape[1:])
