@@ -1,14 +1,17 @@
 r"""The data step by conjugate gradients from v, for any operator.
 
 For SENSE with one mask for all coils they are preconditioned by the diagonal of the system in k-space, K. Where lam is
-one for each pixel, by T K T: K is that of its harmonic mean, lam_0, and T, with g the mean of the diagonal of A^H A,
+one for each pixel, and the mask is 2-D, by T K T: K is that of its harmonic mean, lam_0, and T, with g the mean of the
+diagonal of A^H A,
 
     T = diag( (g + lam_0) / (g + lam) )^(1/2)
 
-what the diagonal in the image makes of a lam that is not lam_0. Other operators have the diagonal in the image alone.
-They stop when the residual is a tenth of lam r, the size of the prior's
-own uncertainty in this equation (:func:`~ambient_mri.sampling.data_step.relative_tolerance`): few iterations where lam
-is large, and as many as weakly encoded directions need where it is small. Where the caller says what noise will hide an
+what the diagonal in the image makes of a lam that is not lam_0. Masks of lines, whose K has few large entries and many
+small ones, gain nothing by it: they have the diagonal in the image alone, as operators other than SENSE.
+
+They stop when the residual is a tenth of lam r, the size of the prior's own uncertainty in this equation
+(:func:`~ambient_mri.sampling.data_step.relative_tolerance`): few iterations where lam is large, and as many as weakly
+encoded directions need where it is small. Where the caller says what noise will hide an
 error (:class:`~ambient_mri.sampling.data_step.Slack`), the preconditioned ones stop before, where the error is a
 percent of that noise by its estimate.
 """
@@ -85,7 +88,7 @@ class ConjugateGradientStep(DataStep):
         local = lam.ndim > 1
         weight = lam if local else per_row(lam, guess)
         gain, precondition = self._preconditioner(lam, guess)
-        of_residual, of_energy = (1.0, 1.0) if not local else _LOCAL_IN_IMAGE if self._blocks is None else _LOCAL
+        of_residual, of_energy = (1.0, 1.0) if not local else _LOCAL if self._planar else _LOCAL_IN_IMAGE
         result = conjugate_gradient(
             lambda p: add_scaled(self._normal(p), weight, p),
             add_scaled(data, weight, guess),
@@ -105,7 +108,7 @@ class ConjugateGradientStep(DataStep):
         blocks = self._blocks
         if lam.ndim > 1:
             mean = self._mean_gain(like)
-            if blocks is None:
+            if blocks is None or not self._planar:
                 gain = (mean + lam).reciprocal()
                 return gain, lambda r: r * gain
             middle = lam.reciprocal().mean(dim=(1, 2, 3)).reciprocal()
@@ -117,6 +120,11 @@ class ConjugateGradientStep(DataStep):
             return None, None
         gain = blocks.diagonal(lam).reciprocal()
         return gain, lambda r: blocks.precondition(r, gain)
+
+    @property
+    def _planar(self) -> bool:
+        """Whether A is SENSE with a mask that varies along both axes."""
+        return self._blocks is not None and len(self._blocks.axes) > 1
 
     def _mean_gain(self, like: Tensor) -> Tensor:
         """Mean of the diagonal of A^H A, (b, 1, 1, 1); where it is not known, by a probe that every row shares."""

@@ -10,6 +10,7 @@ from scipy.linalg import sqrtm
 from torch import Tensor
 
 from ambient_mri._checks import AmbientMRIError
+from ambient_mri.masks import PoissonDisc
 from ambient_mri.operators import Identity, LinearOperator, Mask, sense
 from ambient_mri.sampling import data_step_choice as module
 from ambient_mri.sampling.conjugate_gradient_step import ConjugateGradientStep
@@ -85,6 +86,29 @@ def test_lam_may_be_one_for_each_pixel(axis: int, axes: tuple[int, ...]) -> None
     assert torch.allclose(exact.perturbed(data, guess, lam, white, rtol), torch.stack(noisy), atol=1e-6)
 
 
+def test_with_the_table_of_the_exact_step_a_lam_for_each_pixel_takes_fewer_iterations() -> None:
+    """And what it leaves is no more than what the other one does, by the energy of the error."""
+    operator = sense(smooth_coils(4, 32, 32), line_mask(32, (1, 6, 10, 14, 15, 16, 17, 21, 26, 30)))
+    generator, noise_std, sigma_next = keyed_generator("fewer"), 0.01, 0.02
+    r = 0.1 * 10 ** (torch.rand(2, 1, 32, 32, generator=generator, dtype=torch.float64) - 0.5)
+    lam, truth = noise_std**2 / r.square(), complex_randn((2, 1, 32, 32), generator=generator, dtype=DOUBLE)
+    guess = truth + r * complex_randn(truth.shape, generator=generator, dtype=DOUBLE)
+    data = operator.normal(truth)
+    std = torch.full((2,), noise_std, dtype=torch.float64)
+    rtol = relative_tolerance(data, lam.mean(dim=(1, 2, 3)), torch.full_like(std, 0.1))
+    slack = Slack(std, torch.full_like(std, sigma_next))
+    left, iterations = {}, {}
+    for step in (ExactStep(operator), ConjugateGradientStep(operator, slices=1)):
+        tight = step(data, guess, lam, torch.full_like(rtol, 1e-9))
+        before = step.iterations
+        error = step(data, guess, lam, rtol, slack) - tight
+        iterations[step.name] = step.iterations - before
+        energy = (error.conj() * (operator.normal(error) + lam * error)).real.mean(dim=(1, 2, 3)) / 2
+        left[step.name] = float(energy.sqrt().max()) / noise_std
+    assert 2 * iterations["exact"] < iterations["conjugate_gradient"]
+    assert left["exact"] < 0.1 and left["exact"] < 1.5 * left["conjugate_gradient"]
+
+
 class Hidden(LinearOperator):
     """An operator that is not known for what it is."""
 
@@ -98,32 +122,31 @@ class Hidden(LinearOperator):
         return self.operator.adjoint(y)
 
 
-def test_what_is_known_of_the_operator_saves_iterations_with_a_lam_for_each_pixel() -> None:
-    """With the table of the exact step most, without a preconditioner in k-space least; what is left is no more."""
-    operator = sense(smooth_coils(4, 32, 32), line_mask(32, (1, 6, 10, 14, 15, 16, 17, 21, 26, 30)))
-    generator, noise_std, sigma_next = keyed_generator("fewer"), 0.01, 0.02
-    r = 0.1 * 10 ** (torch.rand(2, 1, 32, 32, generator=generator, dtype=torch.float64) - 0.5)
+def test_a_known_mask_in_the_plane_saves_iterations_where_lam_is_one_for_each_pixel() -> None:
+    """Against the diagonal in the image alone; and what is left hides in the noise as well."""
+    mask = PoissonDisc(4, 8).draw((32, 32), keyed_generator("plane"))
+    operator = sense(smooth_coils(4, 32, 32), mask)
+    generator, noise_std, sigma_next = keyed_generator("fewer"), 0.01, 0.05
+    r = 0.05 * 10 ** (torch.rand(2, 1, 32, 32, generator=generator, dtype=torch.float64) - 0.5)
     lam, truth = noise_std**2 / r.square(), complex_randn((2, 1, 32, 32), generator=generator, dtype=DOUBLE)
     guess = truth + r * complex_randn(truth.shape, generator=generator, dtype=DOUBLE)
-    data = operator.normal(truth)
-    std = torch.full((2,), noise_std, dtype=torch.float64)
-    rtol = relative_tolerance(data, lam.mean(dim=(1, 2, 3)), torch.full_like(std, 0.1))
+    data, std = operator.normal(truth), torch.full((2,), noise_std, dtype=torch.float64)
+    rtol = relative_tolerance(data, lam.mean(dim=(1, 2, 3)), torch.full_like(std, 0.05))
     slack = Slack(std, torch.full_like(std, sigma_next))
-    left, iterations = {}, {}
     steps = {
-        "exact": ExactStep(operator),
         "known": ConjugateGradientStep(operator, slices=1),
         "unknown": ConjugateGradientStep(Hidden(operator), slices=1),
     }
+    iterations: dict[str, list[int]] = {}
     for name, step in steps.items():
         tight = step(data, guess, lam, torch.full_like(rtol, 1e-9))
-        before = step.iterations
-        error = step(data, guess, lam, rtol, slack) - tight
-        iterations[name] = step.iterations - before
-        energy = (error.conj() * (operator.normal(error) + lam * error)).real.mean(dim=(1, 2, 3)) / 2
-        left[name] = float(energy.sqrt().max()) / noise_std
-    assert 2 * iterations["exact"] < iterations["unknown"] and 1.5 * iterations["known"] < iterations["unknown"]
-    assert left["exact"] < 0.1 and left["exact"] < 1.5 * left["unknown"] and left["known"] < 0.1
+        for some in (slack, None):
+            before = step.iterations
+            error = step(data, guess, lam, rtol, some) - tight
+            iterations.setdefault(name, []).append(step.iterations - before)
+            energy = (error.conj() * (operator.normal(error) + lam * error)).real.mean(dim=(1, 2, 3)) / 2
+            assert float(energy.sqrt().max()) < 0.1 * noise_std
+    assert all(1.3 * known < unknown for known, unknown in zip(*iterations.values(), strict=True)), iterations
 
 
 def test_shared_maps_serve_every_row() -> None:
