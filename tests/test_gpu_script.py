@@ -11,7 +11,6 @@ import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -31,17 +30,6 @@ from ambient_mri.training.em import reconstruct_rows
 GPU = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"
 
 
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> object:
-    """A function that imports a file of benchmarks/gpu."""
-    monkeypatch.syspath_prepend(str(GPU))
-
-    def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return load
-
-
 def command(phase: str, folder: Path, *options: str) -> list[str]:
     script = [sys.executable, str(GPU / "run.py"), phase, "--device", "cpu", "--tiny", "--state", str(folder / "state")]
     return [*script, "--out", str(folder / "out"), "--data", str(folder), "--restore", str(folder), *options]
@@ -54,8 +42,8 @@ def run(phase: str, folder: Path, *options: str) -> subprocess.CompletedProcess[
     )
 
 
-def test_rehearsal_from_start_to_finish_interrupted_and_resumed(module: object, tmp_path: Path) -> None:
-    load_scans = module("resident").load_scans  # type: ignore[operator]
+def test_rehearsal_from_start_to_finish_interrupted_and_resumed(gpu_module: object, tmp_path: Path) -> None:
+    load_scans = gpu_module("resident").load_scans  # type: ignore[operator]
     killed = subprocess.Popen(command("all", tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         # Somewhere in the middle of the first training stage, or a little later: it must not matter where.
@@ -87,8 +75,10 @@ def test_rehearsal_from_start_to_finish_interrupted_and_resumed(module: object, 
     assert ("split_gibbs", "ratio") in speeds and ("torch", "ratio") in speeds
 
 
-def test_another_network_needs_another_state(module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    parse, job = module("run").parse, module("job")  # type: ignore[operator]
+def test_another_network_needs_another_state(
+    gpu_module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse, job = gpu_module("run").parse, gpu_module("job")  # type: ignore[operator]
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     common = ["setup", "--device", "cpu", "--state", str(tmp_path)]
     job.Job(parse([*common, "--network", "unet_small"]))
@@ -98,9 +88,9 @@ def test_another_network_needs_another_state(module: object, tmp_path: Path, mon
 
 
 def test_the_cpu_budget_is_that_of_the_experiments(
-    module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpu_module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parse, job = module("run").parse, module("job")  # type: ignore[operator]
+    parse, job = gpu_module("run").parse, gpu_module("job")  # type: ignore[operator]
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     for name in ("state", "other"):
         (tmp_path / name).mkdir()
@@ -125,9 +115,9 @@ def test_the_cpu_budget_is_that_of_the_experiments(
 
 
 def test_a_stage_of_the_cpu_budget_has_a_fixed_length(
-    module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpu_module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parse, job = module("run").parse, module("job")  # type: ignore[operator]
+    parse, job = gpu_module("run").parse, gpu_module("job")  # type: ignore[operator]
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     (tmp_path / "state").mkdir()
     folders = ["--state", str(tmp_path / "state"), "--out", str(tmp_path / "out"), "--data", str(tmp_path)]
@@ -142,9 +132,9 @@ def test_a_stage_of_the_cpu_budget_has_a_fixed_length(
 
 
 def test_a_stage_does_not_start_from_another_draw_of_its_subjects(
-    module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpu_module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parse, job = module("run").parse, module("job")  # type: ignore[operator]
+    parse, job = gpu_module("run").parse, gpu_module("job")  # type: ignore[operator]
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     common = ["setup", "--device", "cpu", "--tiny", "--state", str(tmp_path), "--init", str(tmp_path / "prior")]
     first = job.Job(parse(common))
@@ -171,8 +161,8 @@ def test_a_stage_does_not_start_from_another_draw_of_its_subjects(
 
 
 @pytest.mark.parametrize("mask_per", ["volume", "slice"])
-def test_resident_batches_are_the_measurements(mask_per: str, module: object, tmp_path: Path) -> None:
-    simulation, resident = module("simulation"), module("resident")  # type: ignore[operator]
+def test_resident_batches_are_the_measurements(mask_per: str, gpu_module: object, tmp_path: Path) -> None:
+    simulation, resident = gpu_module("simulation"), gpu_module("resident")  # type: ignore[operator]
     law = IndependentLines(3.0, 4)  # another number of lines in every mask
     expected, tasks = [], []
     for index, size in enumerate((3, 2)):
@@ -197,8 +187,8 @@ def slices_of(images: np.ndarray, law: SamplingLaw, name: str, scanner: Simulati
     return [m[i] for i in range(len(m))]
 
 
-def test_simulation_stops_at_its_deadline_and_goes_on(module: object, tmp_path: Path) -> None:
-    simulation, resident = module("simulation"), module("resident")  # type: ignore[operator]
+def test_simulation_stops_at_its_deadline_and_goes_on(gpu_module: object, tmp_path: Path) -> None:
+    simulation, resident = gpu_module("simulation"), gpu_module("resident")  # type: ignore[operator]
     images = np.random.default_rng(0).random((2, 16, 16), dtype=np.float32)
     task = simulation.Task("v", images, IndependentLines(2.0, 4), 0, Simulation(), "volume", 1, tmp_path)
     assert not simulation.simulate([task], processes=1, deadline=0.0)
@@ -208,9 +198,9 @@ def test_simulation_stops_at_its_deadline_and_goes_on(module: object, tmp_path: 
 
 
 def test_priors_come_back_in_parts_and_are_restored(
-    module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpu_module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outbox = module("outbox")  # type: ignore[operator]
+    outbox = gpu_module("outbox")  # type: ignore[operator]
     monkeypatch.setattr(outbox, "PART_BYTES", 30_000)
     architecture = {"kind": "clean", "network": {"channels": 8, "multipliers": [1]}, "sd": 0.3}
     architecture |= {"sigma_min": 0.01, "sigma_max": 10.0}
@@ -228,8 +218,8 @@ def test_priors_come_back_in_parts_and_are_restored(
     assert outbox.restore(tmp_path / "out", tmp_path / "next") == []
 
 
-def test_packing_leaves_out_whole_training_subjects_until_it_fits(module: object, tmp_path: Path) -> None:
-    pack = module("pack")  # type: ignore[operator]
+def test_packing_leaves_out_whole_training_subjects_until_it_fits(gpu_module: object, tmp_path: Path) -> None:
+    pack = gpu_module("pack")  # type: ignore[operator]
     numbers = np.random.default_rng(0)
     subjects = np.repeat(np.arange(20, dtype=np.int16), 2)
     split = np.where(subjects < 16, "train", "val")
@@ -249,9 +239,9 @@ def test_packing_leaves_out_whole_training_subjects_until_it_fits(module: object
 
 
 def test_missing_packages_are_unpacked_from_wheels(
-    module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpu_module: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = module("run")  # type: ignore[operator]
+    script = gpu_module("run")  # type: ignore[operator]
     monkeypatch.setattr(script, "CARRIED", ("hydra", "omegaconf", "antlr4", "carried_example"))
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "wheels").mkdir()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,19 +19,7 @@ from ambient_mri.objectives.base import Loss
 from ambient_mri.prior import Prior, build_model, load_prior
 from ambient_mri.report.records import append_records
 
-GPU = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"
 ARCHITECTURE = {"kind": "clean", "network": {"channels": 8, "multipliers": [1]}, "sd": 0.3}
-
-
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that imports a file of benchmarks/gpu."""
-    monkeypatch.syspath_prepend(str(GPU))
-
-    def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    return load
 
 
 def save_prior(state: Path, stage: str, *, done: bool, steps: int = 12) -> None:
@@ -43,18 +30,20 @@ def save_prior(state: Path, stage: str, *, done: bool, steps: int = 12) -> None:
 
 
 @pytest.fixture
-def scans(module: Any, tmp_path: Path) -> Any:
+def scans(gpu_module: Callable[[str], Any], tmp_path: Path) -> Any:
     images = np.random.default_rng(0).random((6, 24, 20), dtype=np.float32)
     law, scanner = RandomLines(2, 4), Simulation(coils=(2, 2))
-    simulation = module("simulation")
+    simulation = gpu_module("simulation")
     task = simulation.Task("v0", images, law, 5, scanner, "volume", 0, tmp_path / "data")
     assert simulation.simulate([task], processes=1)
-    return module("resident").load_scans(tmp_path / "data", "cpu")
+    return gpu_module("resident").load_scans(tmp_path / "data", "cpu")
 
 
-def test_images_of_an_e_step_that_was_made_otherwise_are_made_anew(module: Any, scans: Any, tmp_path: Path) -> None:
+def test_images_of_an_e_step_that_was_made_otherwise_are_made_anew(
+    gpu_module: Callable[[str], Any], scans: Any, tmp_path: Path
+) -> None:
     """Batches are told by their number alone: with other rows they were taken for what they are not."""
-    expectation, folder = module("stages").expectation, tmp_path / "images"
+    expectation, folder = gpu_module("stages").expectation, tmp_path / "images"
     save_prior(tmp_path, "em1", done=True)
     prior = load_prior(tmp_path / "stages" / "em1" / "prior")
     whole = expectation(prior, scans, tmp_path / "whole", steps=2, batch_size=6)
@@ -70,7 +59,9 @@ def test_images_of_an_e_step_that_was_made_otherwise_are_made_anew(module: Any, 
     assert not torch.allclose(more.images, found.images, atol=1e-3)
 
 
-def test_compiling_is_timed_on_images_too(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_is_timed_on_images_too(
+    gpu_module: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The batches of a clean stage are images alone, and a compiler may fail without a word."""
     seen: list[Any] = []
 
@@ -84,27 +75,27 @@ def test_compiling_is_timed_on_images_too(module: Any, tmp_path: Path, monkeypat
     monkeypatch.setattr(torch.nn.Module, "compile", fails)
     batch = ImageBatch(torch.randn(3, 1, 16, 16, dtype=torch.complex64), ("a", "b", "c"))
     stored = tmp_path / "compile.json"
-    assert not module("compiling").faster_compiled(ARCHITECTURE, objective, batch, stored, timed_steps=1)
+    assert not gpu_module("compiling").faster_compiled(ARCHITECTURE, objective, batch, stored, timed_steps=1)
     assert set(seen) == {((3, 1, 16, 16), 3)} and json.loads(stored.read_text())["compiled"] is False
 
 
-def test_real_heads_that_fail_are_no_time_that_ran_out(module: Any, tmp_path: Path) -> None:
+def test_real_heads_that_fail_are_no_time_that_ran_out(gpu_module: Callable[[str], Any], tmp_path: Path) -> None:
     (tmp_path / "data" / "multicoil_val_128").mkdir(parents=True)
     with pytest.raises(RuntimeError, match=r"(?s)reconstruct\.py failed: .*brain_t1_4ch\.h5: no such file"):
-        module("evaluation").real_heads(tmp_path, tmp_path / "data")
+        gpu_module("evaluation").real_heads(tmp_path, tmp_path / "data")
 
 
-def test_real_heads_are_shown_to_finished_priors_alone(module: Any, tmp_path: Path) -> None:
+def test_real_heads_are_shown_to_finished_priors_alone(gpu_module: Callable[[str], Any], tmp_path: Path) -> None:
     """The record holds a name and its weights: those of a stage that goes on would contradict it."""
     save_prior(tmp_path, "em1", done=True)
     save_prior(tmp_path, "em2", done=True)
     save_prior(tmp_path, "em3", done=False)
     save_prior(tmp_path, "supervised", done=False)
-    assert list(module("evaluation")._finished(tmp_path)) == ["em2"]
+    assert list(gpu_module("evaluation")._finished(tmp_path)) == ["em2"]
 
 
-def test_a_table_of_priors_that_went_on_shows_the_newest(module: Any, tmp_path: Path) -> None:
-    evaluation = module("evaluation")
+def test_a_table_of_priors_that_went_on_shows_the_newest(gpu_module: Callable[[str], Any], tmp_path: Path) -> None:
+    evaluation = gpu_module("evaluation")
     path = tmp_path / "records" / "gpu_quality.json"
     path.parent.mkdir()
     common = {"case": "held_out_simulated", "acceleration": 4, "device": "cpu", "n": 1, "ci95": None, "seconds": 1.0}
